@@ -1,0 +1,1 @@
+"""NARS: choose a network and its recipe by prediction."""

@@ -1,0 +1,1 @@
+"""What a network can be: architectures, variables, cost, modules."""

@@ -1,0 +1,54 @@
+"""Small spaces of the FBNetV2 shape: 32x32 images (thesis 4.4) and the digits of the demo.
+
+Low-resolution rule of thesis 4.4: the stem keeps stride 2, and the second stride-two layer (the first block with stride 2
+after the stem) gets stride 1.
+"""
+
+from search_spaces.rows import Row, space_of_rows
+from search_spaces.space import SearchSpace
+from search_spaces.variables import span
+
+EXPANSION = span(0.75, 4.5, 0.75)
+
+
+def cifar() -> SearchSpace:
+    """32x32 images, about 1 to 17 MFLOPs."""
+    return space_of_rows(
+        "cifar",
+        [
+            Row(expansion=(1,), width=span(8, 16, 4)),
+            Row(expansion=EXPANSION, width=span(16, 32, 4)),  # stride 2 in FBNetV2-F
+            Row(expansion=EXPANSION, width=span(16, 32, 4)),
+            Row(expansion=EXPANSION, width=span(24, 48, 8), stride=2),
+            Row(expansion=EXPANSION, width=span(24, 48, 8), n=2),
+            Row(expansion=EXPANSION, width=span(48, 80, 8), stride=2),
+            Row(expansion=EXPANSION, width=span(48, 80, 8), n=2),
+            Row(expansion=EXPANSION, width=span(72, 112, 8), stride=2),
+            Row(expansion=EXPANSION, width=span(72, 112, 8)),
+        ],
+        resolutions=(24, 28, 32),
+        stem_width=16,
+        head_width=480,
+        description="32x32 images in the shape of FBNetV2-F (thesis 4.4)",
+    )
+
+
+def digits() -> SearchSpace:
+    """16x16 images of the demo: seven searched layers."""
+    expansion = span(1.5, 4.5, 1.5)
+    return space_of_rows(
+        "digits",
+        [
+            Row(expansion=expansion, width=span(8, 16, 4)),
+            Row(expansion=expansion, width=span(8, 16, 4), n=2),
+            Row(expansion=expansion, width=span(16, 32, 8), stride=2),
+            Row(expansion=expansion, width=span(16, 32, 8)),
+            Row(expansion=expansion, width=span(32, 64, 16), stride=2),
+            Row(expansion=expansion, width=span(32, 64, 16)),
+        ],
+        resolutions=(10, 13, 16),
+        stem_width=8,
+        head_width=128,
+        head_expansion=3.0,
+        description="16x16 grey images (scikit-learn's digits)",
+    )

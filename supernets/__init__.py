@@ -1,0 +1,1 @@
+"""DMaskingNAS: choose a network by gradient."""

@@ -1,0 +1,201 @@
+"""The supergraph of DMaskingNAS (FBNetV2, thesis section 3.3): every network of a space in one module.
+
+`Supergraph.forward(images, weights)` takes the Gumbel weights of every choice as an argument and keeps no choice itself. One-hot
+weights give exactly the network of that row, on images subsampled to its resolution.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from search_spaces.network import initialise
+from search_spaces.space import SearchSpace
+from search_spaces.tables import SpaceTables
+from supernets.blocks import LayerWeights, MaskedPoolHead, MaskedStem, MixedLayer
+from supernets.effective import EffectiveCost, SlotMasks, Weights, pick, presence
+from supernets.gumbel import gumbel_weights
+from supernets.masking import MaskPosition, width_table
+from supernets.resolution import scatter_add, scatter_back, subsample
+
+
+class Level(NamedTuple):
+    """Resolutions that are alike at one layer: same side of the map before and after it."""
+
+    resolutions: tuple[int, ...]
+    side_in: int
+    side_out: int
+
+
+class Supergraph(nn.Module):
+    """All networks of a space with shared, maximally wide weights.
+
+    Attributes:
+        alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
+
+    Args:
+        space: what can be chosen.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the image.
+        seed: of the initial weights; alpha starts at zero.
+        mask_position: ``"affine"`` folds masks into batch norms, ``"output"`` is Eq. 3.3 to the letter.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        seed: int = 0,
+        mask_position: MaskPosition = "affine",
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.tables = SpaceTables(space, num_classes=num_classes, in_channels=in_channels)
+        self.option_counts = [int(count) for count in space.option_counts]
+        self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
+        self.cost = EffectiveCost(self.tables)
+        self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
+        with torch.random.fork_rng(devices=[]):
+            self._make_layers(num_classes, in_channels, mask_position)
+        initialise(self, torch.Generator().manual_seed(seed))
+        self.levels = self._levels()
+
+    def _make_layers(self, num_classes: int, in_channels: int, mask_position: MaskPosition) -> None:
+        space = self.space
+        width = int(space.built_widths(space.stem.width).max())
+        self.register_buffer(
+            "stem_widths", width_table(torch.as_tensor(space.built_widths(space.stem.width))), persistent=False
+        )
+        self.stem = MaskedStem(space.stem, in_channels, width, mask_position)
+        self.layers = nn.ModuleList()
+        for slot, table in zip(space.slots, self.tables.slots, strict=True):
+            out = int(space.built_widths(slot.width).max())
+            middle, squeeze = int(table.mid.max()), int(table.squeeze.max())
+            self.layers.append(MixedLayer(slot, width, middle, squeeze, out, mask_position))
+            width = out
+        head_mid = torch.tensor([space.head_mid_channels(int(w)) for w in space.built_widths(space.slots[-1].width)])
+        self.register_buffer("head_widths", width_table(head_mid), persistent=False)
+        self.head = MaskedPoolHead(space.head, width, int(head_mid.max()), mask_position)
+        self.classifier = nn.Linear(space.head.out_channels, num_classes)
+
+    def _levels(self) -> list[list[Level]]:
+        """For the stem, every slot and the head: groups of resolutions alike there, the largest last."""
+        sides = self.tables.sides
+        pairs = [(sides[:, i], sides[:, i + 1]) for i in range(sides.shape[1] - 1)] + [(sides[:, -1], sides[:, -1])]
+        levels = []
+        for before, after in pairs:
+            groups: dict[tuple[int, int], list[int]] = {}
+            for index, pair in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
+                groups.setdefault(pair, []).append(index)
+            levels.append([Level(tuple(members), *pair) for pair, members in groups.items()])
+        return levels
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """All weights but alpha."""
+        return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
+
+    def weights(self, tau: float, noise: Tensor | None = None) -> Weights:
+        """Gumbel weights of every variable: one draw a choice, shared by all that reads the choice.
+
+        Args:
+            tau: temperature, > 0.
+            noise: Gumbel noise as long as alpha; None for none.
+        """
+        epsilon = torch.zeros_like(self.alpha) if noise is None else noise.to(self.alpha)
+        parts = zip(self.alpha.split(self.option_counts), epsilon.split(self.option_counts), strict=True)
+        return {
+            variable.name: gumbel_weights(alpha, tau, epsilon_part)
+            for variable, (alpha, epsilon_part) in zip(self.space.variables, parts, strict=True)
+        }
+
+    def one_hot(self, row: npt.ArrayLike) -> Weights:
+        """Weights that choose the options of ``row`` `(d,)`, in the type of alpha."""
+        (indices,) = self.space.check_rows(row)
+        return {
+            variable.name: torch.eye(count, dtype=self.alpha.dtype, device=self.alpha.device)[int(option)]
+            for variable, count, option in zip(self.space.variables, self.option_counts, indices, strict=True)
+        }
+
+    def argmax_row(self) -> npt.NDArray[np.int64]:
+        """The row `(d,)` of the largest logit of every choice."""
+        parts = self.alpha.detach().split(self.option_counts)
+        return np.array([int(part.argmax()) for part in parts], dtype=np.int64)
+
+    def layer_weights(self, weights: Weights) -> list[LayerWeights]:
+        """What the weights mean for every layer, computed once a step."""
+        return [
+            self._layer_weights(index, masks(weights), weights) for index, masks in enumerate(self.masks)
+        ]
+
+    def _layer_weights(self, index: int, masks: tuple[Tensor, ...], weights: Weights) -> LayerWeights:
+        slot = self.space.slots[index]
+        mid_mask, squeeze_mask, out_mask, same = masks
+        there, block = presence(weights, slot), pick(weights, slot.block)
+        same = same if slot.stride == 1 else torch.zeros_like(same)
+        return LayerWeights(
+            block=block * there,
+            active=_active(block),
+            mid_mask=mid_mask,
+            squeeze_mask=squeeze_mask,
+            out_mask=out_mask,
+            same=same,
+            identity=there * same + (1 - there),
+        )
+
+    def forward(self, images: Tensor, weights: Weights) -> Tensor:
+        """Images at the largest resolution `(B, C, H, H)` to logits `(B, num_classes)`.
+
+        Args:
+            images: square, side = the largest resolution of the space.
+            weights: Gumbel weights `(n_options,)` of every variable (`weights` or `one_hot`).
+
+        Raises:
+            ValueError: images of another side.
+        """
+        largest = max(self.space.resolution.options)
+        if images.shape[-2:] != (largest, largest):
+            raise ValueError(f"images must be {largest}x{largest}, got {images.shape[-2]}x{images.shape[-1]}")
+        g_resolution = pick(weights, self.space.resolution)
+        active = set(_active(g_resolution))
+        levels = [
+            [(level, g_resolution[list(level.resolutions)].sum()) for level in layer if active & set(level.resolutions)]
+            for layer in self.levels
+        ]
+        stem_mask = pick(weights, self.space.stem.width) @ self.get_buffer("stem_widths")
+        full = [layer[-1].side_out for layer in self.levels]
+        x = _over_resolutions(levels[0], images, full[0], lambda y, scale: self.stem(y, stem_mask, scale))
+        for index, (layer, given) in enumerate(zip(self.layers, self.layer_weights(weights), strict=True), start=1):
+            x = _over_resolutions(levels[index], x, full[index], partial(_run_layer, layer, given))
+        head_mask = pick(weights, self.space.slots[-1].width) @ self.get_buffer("head_widths")
+        pooled = [self.head(subsample(x, level.side_in), head_mask, scale) for level, scale in levels[-1]]
+        return self.classifier(torch.stack(pooled).sum(0).flatten(1))  # type: ignore[no-any-return]
+
+
+Run = Callable[[Tensor, Tensor], Tensor]  # (map of one resolution, its weight) -> map
+
+
+def _run_layer(layer: nn.Module, given: LayerWeights, x: Tensor, scale: Tensor) -> Tensor:
+    return layer(x, given, scale)  # type: ignore[no-any-return]
+
+
+def _active(gumbel_weights: Tensor) -> tuple[int, ...]:
+    """Options that have to run: all of them when gradients are wanted, else those with a weight."""
+    if torch.is_grad_enabled():
+        return tuple(range(len(gumbel_weights)))
+    return tuple(index for index, weight in enumerate(gumbel_weights.tolist()) if weight != 0)
+
+
+def _over_resolutions(levels: list[tuple[Level, Tensor]], x: Tensor, full: int, run: Run) -> Tensor:
+    """Sum over resolutions of scatter(run(subsample(x)) times the weight of the resolution), a map of side ``full``."""
+    total: Tensor | None = None
+    for level, scale in reversed(levels):  # the largest first: the others are added into its map
+        y = run(subsample(x, level.side_in), scale)
+        total = scatter_back(y, full) if total is None else scatter_add(total, y)
+    assert total is not None, "some resolution is active"
+    return total
