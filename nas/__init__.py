@@ -1,1 +1,91 @@
-"""The door: Python API, command line, export."""
+"""Efficient-network design: search, train, export.
+
+Everything a user calls is here, loaded on first use: ``nas.search``, ``nas.train``, ``nas.export``, ``nas.build``,
+``nas.cost``, ``nas.load_space``, ``nas.load_architecture``, ``nas.load_dataset``, ``nas.load_recipe`` and the classes they take
+and return.
+"""
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "search": "nas.searching",
+    "train": "nas.training",
+    "export": "nas.exporting",
+    "load_space": "nas.loading",
+    "load_architecture": "nas.loading",
+    "load_model": "nas.loading",
+    "load_dataset": "recipes.datasets",
+    "load_recipe": "recipes.recipe",
+    "build": "search_spaces.network",
+    "cost": "search_spaces.cost",
+    "rows_within": "search_spaces.sampling",
+    "Architecture": "search_spaces.architecture",
+    "Block": "search_spaces.architecture",
+    "Limit": "search_spaces.limits",
+    "Recipe": "recipes.recipe",
+    "Row": "search_spaces.rows",
+    "SearchConfig": "supernets.config",
+    "SearchSpace": "search_spaces.space",
+    "SpaceTables": "search_spaces.tables",
+    "Supergraph": "supernets.supergraph",
+    "UserError": "search_spaces.errors",
+    "space_of_rows": "search_spaces.rows",
+    "span": "search_spaces.variables",
+}
+
+__all__ = sorted(_WHERE)
+
+if TYPE_CHECKING:
+    from nas.exporting import export as export
+    from nas.loading import load_architecture as load_architecture
+    from nas.loading import load_model as load_model
+    from nas.loading import load_space as load_space
+    from nas.searching import search as search
+    from nas.training import train as train
+    from recipes.datasets import load_dataset as load_dataset
+    from recipes.recipe import Recipe as Recipe
+    from recipes.recipe import load_recipe as load_recipe
+    from search_spaces.architecture import Architecture as Architecture
+    from search_spaces.architecture import Block as Block
+    from search_spaces.cost import cost as cost
+    from search_spaces.errors import UserError as UserError
+    from search_spaces.limits import Limit as Limit
+    from search_spaces.network import build as build
+    from search_spaces.rows import Row as Row
+    from search_spaces.rows import space_of_rows as space_of_rows
+    from search_spaces.sampling import rows_within as rows_within
+    from search_spaces.space import SearchSpace as SearchSpace
+    from search_spaces.tables import SpaceTables as SpaceTables
+    from search_spaces.variables import span as span
+    from supernets.config import SearchConfig as SearchConfig
+    from supernets.supergraph import Supergraph as Supergraph
+
+
+def _check_siblings() -> None:
+    """The toolkit's folders are top-level packages; refuse to run with somebody else's of the same name."""
+    beside = Path(__file__).resolve().parent.parent
+    for name in ("search_spaces", "recipes", "supernets", "predictor"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if origin is None or origin.parent.parent != beside:
+            raise ImportError(
+                f"nas needs its own package {name!r} from {beside}, but {origin or 'nothing'} is in the way"
+            )
+
+
+_check_siblings()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -46,10 +46,14 @@ class Block:
     def __post_init__(self) -> None:
         for name in ("out_channels", "kernel", "stride"):
             value = getattr(self, name)
-            require(0 < value <= MAX_CHANNELS, f"{name} of a {self.kind} block must be in 1..{MAX_CHANNELS}, got {value}")
+            require(
+                0 < value <= MAX_CHANNELS, f"{name} of a {self.kind} block must be in 1..{MAX_CHANNELS}, got {value}"
+            )
         for name in ("mid_channels", "squeeze_channels"):
             value = getattr(self, name)
-            require(0 <= value <= MAX_CHANNELS, f"{name} of a {self.kind} block must be in 0..{MAX_CHANNELS}, got {value}")
+            require(
+                0 <= value <= MAX_CHANNELS, f"{name} of a {self.kind} block must be in 0..{MAX_CHANNELS}, got {value}"
+            )
         require(self.kernel % 2 == 1, f"kernel of a {self.kind} block must be odd, got {self.kernel}")
         has_middle = self.kind in ("ir", "pool_head")
         require(

@@ -47,9 +47,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         mid = block.mid_channels
         self.pw = conv_norm(in_channels, mid, activation=block.activation) if block.pointwise else nn.Identity()
-        self.dw = conv_norm(
-            mid, mid, kernel=block.kernel, stride=block.stride, groups=mid, activation=block.activation
-        )
+        self.dw = conv_norm(mid, mid, kernel=block.kernel, stride=block.stride, groups=mid, activation=block.activation)
         self.se: nn.Module = nn.Identity()
         if block.squeeze_channels:
             self.se = squeeze_excitation(mid, block.squeeze_channels, activation=ACTIVATIONS[block.activation])

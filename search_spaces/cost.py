@@ -41,7 +41,13 @@ def out_size(size: int, stride: int) -> int:
 
 
 def conv_cost(
-    in_per_group: Number, out_channels: Number, kernel: int, positions: Number, *, norm: bool = False, bias: bool = False
+    in_per_group: Number,
+    out_channels: Number,
+    kernel: int,
+    positions: Number,
+    *,
+    norm: bool = False,
+    bias: bool = False,
 ) -> Cost:
     """Thesis Eq. 3.10 for one convolution, ``in_per_group`` being C_in / gamma; ``positions`` those of the output."""
     weights = in_per_group * out_channels * (kernel * kernel)
@@ -117,7 +123,9 @@ def block_cost(block: Block, in_channels: int, positions_in: int, positions_out:
     )
 
 
-def cost(architecture: Architecture, *, num_classes: int = 1000, in_channels: int = 3, resolution: int | None = None) -> Cost:
+def cost(
+    architecture: Architecture, *, num_classes: int = 1000, in_channels: int = 3, resolution: int | None = None
+) -> Cost:
     """Exact cost of a network for one square image; equals what fvcore counts on the built module, to the last digit.
 
     Args:

@@ -1,8 +1,8 @@
 """The FBNetV2 spaces F, P and L (thesis Tables 3.7, 3.8 and 3.9).
 
-Readings where the tables are silent: every layer chooses for itself; the last rows are the efficient last stage of the published
-networks; table 3.9's stem has 16 channels (the next row's input says so); only the largest resolution is printed, the others
-are those of the published networks.
+Readings where the tables are silent: every layer chooses for itself; the last rows are the efficient last stage of the
+published networks; table 3.9's stem has 16 channels (the next row's input says so); only the largest resolution is printed, the
+others are those of the published networks.
 """
 
 from search_spaces.rows import Row, space_of_rows

@@ -39,7 +39,10 @@ def fbnetv3_slots(
     widths: dict[str, tuple[float, ...]], depths: dict[str, tuple[float, ...]], strides: dict[str, int]
 ) -> list[Slot]:
     """The seven stages of thesis Table 4.2 with the given widths, depths and strides by stage name."""
-    shared_first, shared_rest = Range("stage4_5.expansion_first", span(4, 7, 1)), Range("stage4_5.expansion_rest", span(2, 5, 1))
+    shared_first, shared_rest = (
+        Range("stage4_5.expansion_first", span(4, 7, 1)),
+        Range("stage4_5.expansion_rest", span(2, 5, 1)),
+    )
     one = constant("stage1.expansion", 1)
     expansions: dict[str, tuple[Variable, Variable]] = {
         "stage1": (one, one),
@@ -54,9 +57,7 @@ def fbnetv3_slots(
     slots = []
     for name, (first, rest) in expansions.items():
         width, depth = Range(f"{name}.width", widths[name]), Range(f"{name}.depth", depths[name])
-        slots += _stage(
-            name, width, depth, stride=strides[name], squeeze=name in squeezed, first=first, rest=rest
-        )
+        slots += _stage(name, width, depth, stride=strides[name], squeeze=name in squeezed, first=first, rest=rest)
     return slots
 
 

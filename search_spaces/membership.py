@@ -68,7 +68,9 @@ class _Matcher:
         if slot.depth is not None and slot.position in slot.depth.options:
             absent = self._choose(chosen, slot.depth, slot.depth.options.index(slot.position))
             if absent is not None:
-                after = next((i for i in range(index, len(space.slots)) if space.slots[i].depth != slot.depth), len(space.slots))
+                after = next(
+                    (i for i in range(index, len(space.slots)) if space.slots[i].depth != slot.depth), len(space.slots)
+                )
                 found = self._match(after, position, absent)
                 if found is not None:
                     return found

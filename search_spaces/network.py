@@ -59,7 +59,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.normal_(child.weight, std=0.01, generator=generator)
             nn.init.zeros_(child.bias)
         elif isinstance(child, InvertedResidual) and child.residual:
-            nn.init.zeros_(child.pwl[1].weight)
+            nn.init.zeros_(child.pwl.get_parameter("1.weight"))
 
 
 def build(
@@ -89,8 +89,6 @@ def build(
     for name, value in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that `initialise` replaces
-        network = Network(
-            architecture, num_classes, in_channels, dropout=dropout, stochastic_depth=stochastic_depth
-        )
+        network = Network(architecture, num_classes, in_channels, dropout=dropout, stochastic_depth=stochastic_depth)
     initialise(network, torch.Generator().manual_seed(seed))
     return network

@@ -29,7 +29,10 @@ class Row:
         require(self.stride in (1, 2), f"stride must be 1 or 2, got {self.stride}")
         require(all(e > 0 for e in self.expansion), f"expansion must be > 0, got {self.expansion}")
         require(all(e <= 64 for e in self.expansion), f"expansion must be <= 64, got {self.expansion}")
-        require(all(isinstance(w, int) and 0 < w <= 8192 for w in self.width), f"width must be whole numbers in 1..8192, got {self.width}")
+        require(
+            all(isinstance(w, int) and 0 < w <= 8192 for w in self.width),
+            f"width must be whole numbers in 1..8192, got {self.width}",
+        )
 
 
 def space_of_rows(
@@ -56,7 +59,7 @@ def space_of_rows(
     Raises:
         UserError: options that repeat or do not increase, or no rows.
     """
-    slots = []
+    slots: list[Slot] = []
     for row in rows:
         for layer in range(row.n):
             label = f"layer{len(slots) + 1}"

@@ -10,6 +10,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -31,8 +32,8 @@ def to_plain(value: Any) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)  # cached: resolving names is slow
 
 
 def from_plain(cls: type[T], data: Any, where: str = "") -> T:
@@ -51,7 +52,7 @@ def from_plain(cls: type[T], data: Any, where: str = "") -> T:
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _convert(_hints(cls)[name], data[name], f"{label}.{name}")
+            values[name] = _convert(_hints(typing.cast(Hashable, cls))[name], data[name], f"{label}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{label}: key {name!r} is missing")
     return cls(**values)
@@ -75,8 +76,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(arguments):
             raise UserError(f"{where} must have {len(arguments)} entries, got {len(value)}")
-        return tuple(_convert(argument, item, f"{where}[{i}]")
-                     for i, (argument, item) in enumerate(zip(arguments, value, strict=True)))
+        return tuple(
+            _convert(argument, item, f"{where}[{i}]")
+            for i, (argument, item) in enumerate(zip(arguments, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, got {value!r}")

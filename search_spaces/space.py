@@ -7,7 +7,7 @@ refer to the same variable share the choice. A variable with one option is a con
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ class Slot:
     @property
     def block_types(self) -> tuple[BlockType, ...]:
         """Options of the block variable."""
-        return self.block.options
+        return cast(tuple[BlockType, ...], self.block.options)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,7 +275,7 @@ class SearchSpace(VariableSet):
                 same &= (squeeze[j] == squeeze[j, chosen][:, None]) | ~uses_squeeze[:, None]
                 same |= is_skip[:, None]
             alike &= same | ~present[index][:, None]
-        return alike.argmax(axis=1)
+        return np.asarray(alike.argmax(axis=1))
 
     def middle_tables(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Middle and squeeze channels `(n_in, n_expansions)` of slot ``index``."""
@@ -290,7 +290,8 @@ class SearchSpace(VariableSet):
                 for width in self.built_widths(self.in_width(index))
             ]
             squeeze = [
-                [self.squeeze_channels(mid, e) for mid, e in zip(row, slot.expansion.options, strict=True)] for row in grid
+                [self.squeeze_channels(mid, e) for mid, e in zip(row, slot.expansion.options, strict=True)]
+                for row in grid
             ]
             tables.append((np.array(grid, dtype=np.int64), np.array(squeeze, dtype=np.int64)))
         return tables
@@ -298,7 +299,7 @@ class SearchSpace(VariableSet):
 
 def _first_equal(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """`(k,)` index of the first entry equal to each entry."""
-    return (values[:, None] == values).argmax(axis=1)
+    return np.asarray((values[:, None] == values).argmax(axis=1))
 
 
 SpaceFunction = Callable[[], SearchSpace]

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from search_spaces.cost import Cost, classifier_cost, conv_cost, ir_cost, out_size, pool_head_cost, skip_cost
 from search_spaces.space import SearchSpace
-from search_spaces.variables import Rows
 
 Table = npt.NDArray[np.int64]
 
@@ -61,7 +60,7 @@ class SpaceTables:
         """`(n_resolutions, n_slots + 2)` sides of the maps: after the image and the stem, then after every slot."""
         sides = [np.array(self.space.resolution.options, dtype=np.int64)]
         for stride in (self.space.stem.stride, *(slot.stride for slot in self.space.slots)):
-            sides.append(out_size(sides[-1], stride))  # type: ignore[arg-type,call-overload]
+            sides.append(out_size(sides[-1], stride))  # type: ignore[arg-type]
         return np.stack(sides, axis=1)
 
     @cached_property

@@ -3,7 +3,7 @@
 `LayerWeights` holds all that a layer needs of the Gumbel weights; it is computed once a step and shared by all resolutions.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +35,12 @@ class LayerWeights(NamedTuple):
     out_mask: Tensor
     same: Tensor
     identity: Tensor
+
+
+def conv_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """The two parts of a `conv_norm` without activation."""
+    conv, norm = cast(nn.Sequential, pair)
+    return cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)
 
 
 class MaskedInvertedResidual(nn.Module):
@@ -69,12 +75,15 @@ class MaskedInvertedResidual(nn.Module):
         """
         position = self.mask_position
         if self.pw is not None:
-            x = masked_norm_activation(self.pw[0](x), self.pw[1], mid_mask, self.activation, position)
-        x = masked_norm_activation(self.dw[0](x), self.dw[1], mid_mask, self.activation, position)
+            conv, norm = conv_and_norm(self.pw)
+            x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, position)
+        conv, norm = conv_and_norm(self.dw)
+        x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, position)
         if self.reduce is not None and self.expand is not None:
             squeezed = self.squeeze_activation(self.reduce(F.adaptive_avg_pool2d(x, 1)))
             x = x * F.hardsigmoid(self.expand(squeezed * squeeze_mask[:, None, None]))
-        return masked_norm(self.pwl[0](x), self.pwl[1], out_scale)
+        conv, norm = conv_and_norm(self.pwl)
+        return masked_norm(conv(x), norm, out_scale)
 
 
 class MixedLayer(nn.Module):
@@ -129,7 +138,8 @@ class MixedLayer(nn.Module):
             if isinstance(branch, MaskedInvertedResidual):
                 y = branch(x, weights.mid_mask, weights.squeeze_mask, out_scale)
             else:  # ReLU(k z) = k ReLU(z) for k >= 0, so the factor goes into the norm
-                y = F.relu(masked_norm(branch[0](x), branch[1], out_scale * (1 - weights.same)), inplace=True)  # type: ignore[index]
+                conv, norm = conv_and_norm(branch)
+                y = F.relu(masked_norm(conv(x), norm, out_scale * (1 - weights.same)), inplace=True)
             total = y if total is None else total + y
         assert total is not None, "a layer has at least one active block type"
         return total if self.stride > 1 else _add_channels(total, x, weights.identity * scale)
@@ -156,7 +166,8 @@ class MaskedStem(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
         """Images `(B, C, H, W)` to `(B, C_stem, H / 2, W / 2)`, times the scalar ``scale``."""
-        y = masked_norm_activation(self.conv[0](x), self.conv[1], mask, self.activation, self.mask_position)
+        conv, norm = conv_and_norm(self.conv)
+        y = masked_norm_activation(conv(x), norm, mask, self.activation, self.mask_position)
         return y * scale
 
 
@@ -172,6 +183,7 @@ class MaskedPoolHead(nn.Module):
 
     def forward(self, x: Tensor, mid_mask: Tensor, scale: Tensor) -> Tensor:
         """`(B, C_in, H, W)` to `(B, C_head, 1, 1)`, times the scalar ``scale``."""
-        y = masked_norm_activation(self.pw[0](x), self.pw[1], mid_mask, self.activation, self.mask_position)
+        conv, norm = conv_and_norm(self.pw)
+        y = masked_norm_activation(conv(x), norm, mid_mask, self.activation, self.mask_position)
         pooled: Tensor = self.activation(self.pwl(F.adaptive_avg_pool2d(y, 1))) * scale
         return pooled

@@ -1,4 +1,4 @@
-"""From a trained supergraph to one network: the row, its Architecture, and the network with the sliced weights."""
+"""From a supergraph to one network: built without masks, with the supergraph's weights sliced to its widths."""
 
 from collections.abc import Iterator
 
@@ -6,16 +6,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture
 from search_spaces.blocks import InvertedResidual, PoolHead
 from search_spaces.network import Network, build
 from supernets.blocks import MaskedInvertedResidual, MixedLayer
 from supernets.supergraph import Supergraph
-
-
-def derive(supergraph: Supergraph) -> Architecture:
-    """The network of the largest logit of every choice (thesis 3.3: argmax)."""
-    return supergraph.space.decode(supergraph.space.canonical(supergraph.argmax_row())[0])
 
 
 def sliced_network(supergraph: Supergraph, row: npt.ArrayLike) -> Network:

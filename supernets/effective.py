@@ -1,9 +1,9 @@
 """Effective shapes and effective cost (FBNetV2, thesis Eqs. 3.5-3.10).
 
 The cost tables of `search_spaces.tables`, which the exact formulas filled, are summed with Gumbel weights. Where two factors of
-Eq. 3.10 hang on the same choice (a layer's input width and its expanded width, which is rounded), the sum runs over their product,
-so that the cost is linear in the weights of every channel choice, the others fixed; it is then the expected cost of independent
-draws. The resolution enters through effective sides (Eq. 3.6), hence squared. One-hot weights give the exact cost.
+Eq. 3.10 hang on the same choice (a layer's input width and its expanded width, which is rounded), the sum runs over their
+product, so that the cost is linear in the weights of every channel choice, the others fixed; it is then the expected cost of
+independent draws. The resolution enters through effective sides (Eq. 3.6), hence squared. One-hot weights give the exact cost.
 """
 
 import torch
@@ -62,8 +62,9 @@ class EffectiveCost(nn.Module):
         self._add("sides", tables.sides)
         self._add("stem", tables.stem)
         self._add("head", tables.head)
+        self.slot_shapes = [table.cost.shape for table in tables.slots]
         for index, table in enumerate(tables.slots):
-            self._add(f"slot{index}", table.cost)
+            self._add(f"slot{index}", table.cost.reshape(len(table.cost), -1))  # 2-d: memory formats leave it alone
 
     def _add(self, name: str, table: object) -> None:
         self.register_buffer(name, torch.as_tensor(table), persistent=False)  # integers survive `module.half()`
@@ -86,7 +87,7 @@ class EffectiveCost(nn.Module):
         for index, slot in enumerate(space.slots):
             coefficients = torch.einsum(
                 "ctjek,t,e,jk->c",
-                self._table(f"slot{index}"),
+                self._table(f"slot{index}").view(self.slot_shapes[index]),
                 pick(weights, slot.block),
                 pick(weights, slot.expansion),
                 joint_widths(weights, space.in_width(index), slot.width),

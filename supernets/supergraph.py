@@ -1,10 +1,10 @@
 """The supergraph of DMaskingNAS (FBNetV2, thesis section 3.3): every network of a space in one module.
 
-`Supergraph.forward(images, weights)` takes the Gumbel weights of every choice as an argument and keeps no choice itself. One-hot
-weights give exactly the network of that row, on images subsampled to its resolution.
+`Supergraph.forward(images, weights)` takes the Gumbel weights of every choice as an argument and keeps no choice itself.
+One-hot weights give exactly the network of that row, on images subsampled to its resolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from search_spaces.network import initialise
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
+from search_spaces.variables import Rows
 from supernets.blocks import LayerWeights, MaskedPoolHead, MaskedStem, MixedLayer
 from supernets.effective import EffectiveCost, SlotMasks, Weights, pick, presence
 from supernets.gumbel import gumbel_weights
@@ -100,38 +101,52 @@ class Supergraph(nn.Module):
         """All weights but alpha."""
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
-    def weights(self, tau: float, noise: Tensor | None = None) -> Weights:
+    def weights(
+        self, tau: float, noise: Tensor | None = None, *, committed: Mapping[str, int] | None = None
+    ) -> Weights:
         """Gumbel weights of every variable: one draw a choice, shared by all that reads the choice.
 
         Args:
             tau: temperature, > 0.
             noise: Gumbel noise as long as alpha; None for none.
+            committed: variables that have been decided, with their option: one-hot, without gradient.
         """
+        committed = committed or {}
         epsilon = torch.zeros_like(self.alpha) if noise is None else noise.to(self.alpha)
-        parts = zip(self.alpha.split(self.option_counts), epsilon.split(self.option_counts), strict=True)
+        parts = zip(torch.split(self.alpha, self.option_counts), torch.split(epsilon, self.option_counts), strict=True)
         return {
-            variable.name: gumbel_weights(alpha, tau, epsilon_part)
-            for variable, (alpha, epsilon_part) in zip(self.space.variables, parts, strict=True)
+            variable.name: self._one_hot(count, committed[variable.name])
+            if variable.name in committed
+            else gumbel_weights(alpha, tau, epsilon_part)
+            for variable, count, (alpha, epsilon_part) in zip(
+                self.space.variables, self.option_counts, parts, strict=True
+            )
         }
+
+    def _one_hot(self, count: int, option: int) -> Tensor:
+        return torch.eye(count, dtype=self.alpha.dtype, device=self.alpha.device)[option]
 
     def one_hot(self, row: npt.ArrayLike) -> Weights:
         """Weights that choose the options of ``row`` `(d,)`, in the type of alpha."""
         (indices,) = self.space.check_rows(row)
         return {
-            variable.name: torch.eye(count, dtype=self.alpha.dtype, device=self.alpha.device)[int(option)]
+            variable.name: self._one_hot(count, int(option))
             for variable, count, option in zip(self.space.variables, self.option_counts, indices, strict=True)
         }
 
-    def argmax_row(self) -> npt.NDArray[np.int64]:
-        """The row `(d,)` of the largest logit of every choice."""
-        parts = self.alpha.detach().split(self.option_counts)
-        return np.array([int(part.argmax()) for part in parts], dtype=np.int64)
+    def argmax_row(self, committed: Mapping[str, int] | None = None) -> Rows:
+        """The row `(d,)` of the largest logit of every choice; decided variables keep their option."""
+        parts = torch.split(self.alpha.detach(), self.option_counts)
+        committed = committed or {}
+        options = [
+            committed.get(variable.name, int(part.argmax()))
+            for variable, part in zip(self.space.variables, parts, strict=True)
+        ]
+        return np.array(options, dtype=np.int64)
 
     def layer_weights(self, weights: Weights) -> list[LayerWeights]:
         """What the weights mean for every layer, computed once a step."""
-        return [
-            self._layer_weights(index, masks(weights), weights) for index, masks in enumerate(self.masks)
-        ]
+        return [self._layer_weights(index, masks(weights), weights) for index, masks in enumerate(self.masks)]
 
     def _layer_weights(self, index: int, masks: tuple[Tensor, ...], weights: Weights) -> LayerWeights:
         slot = self.space.slots[index]
@@ -185,8 +200,8 @@ def _run_layer(layer: nn.Module, given: LayerWeights, x: Tensor, scale: Tensor) 
 
 
 def _active(gumbel_weights: Tensor) -> tuple[int, ...]:
-    """Options that have to run: all of them when gradients are wanted, else those with a weight."""
-    if torch.is_grad_enabled():
+    """Options that have to run: all of them when their weights learn, else those with a weight."""
+    if gumbel_weights.requires_grad:
         return tuple(range(len(gumbel_weights)))
     return tuple(index for index, weight in enumerate(gumbel_weights.tolist()) if weight != 0)
 

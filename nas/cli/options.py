@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[str, typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10 or imagefolder:PATH")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="where data sets are; default $NAS_DATA or the cache")]
+Out = Annotated[Path, typer.Option("--out", help="run folder")]
+Seed = Annotated[int, typer.Option("--seed", help="of everything random")]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default torch's own choice")]
+Flops = Annotated[
+    str | None, typer.Option("--flops", help="multiply-adds: 6M (at most), 5M:6M (range), 4M,6M (several)")
+]
+Params = Annotated[str | None, typer.Option("--params", help="conv and linear weights, the same grammar")]
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many CPU threads."""
+    import torch
+
+    from search_spaces.serialisation import require
+
+    if threads is not None:
+        require(threads >= 1, f"threads must be >= 1, got {threads}")
+        torch.set_num_threads(threads)

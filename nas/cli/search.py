@@ -1,0 +1,77 @@
+"""``nas search``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.options import Data, DataDir, Device, Flops, Params, Resume, Seed, Threads, set_threads
+
+
+def search_command(
+    space: Annotated[str, typer.Option("--space", help="name (nas spaces), YAML file, or module:function")],
+    data: Data,
+    flops: Flops = None,
+    params: Params = None,
+    latency_ms: Annotated[str | None, typer.Option("--latency-ms", help="not for searches yet")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="run folder; default runs/SPACE-DATA-BUDGET")] = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="default: what suits the data set")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="of the weight steps")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    resume: Resume = False,
+) -> None:
+    """Search a space for the best network inside a budget (DMaskingNAS, FBNetV2)."""
+    from nas.cli.progress import ProgressBar
+    from nas.loading import load_space
+    from nas.searching import parse_budgets, search
+    from recipes.datasets import load_dataset
+    from search_spaces.limits import format_quantity, parse_limits
+    from search_spaces.serialisation import require
+    from supernets.config import preset
+
+    if latency_ms is not None:
+        parse_limits(latency_ms)
+    require(latency_ms is None, "--latency-ms: a search knows no latency table; give --flops or --params")
+    set_threads(threads)
+    budgets = parse_budgets(flops, params)
+    loaded = load_space(space)
+    config = preset(data, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    dataset = load_dataset(data, data_dir)
+    for budget in budgets:
+        label = f"{format_quantity(budget.limit.high)}-{budget.quantity}"
+        folder = out or Path("runs") / f"{_plain(loaded.name)}-{_plain(data)}"
+        folder = folder / label if len(budgets) > 1 else (folder if out else folder.with_name(f"{folder.name}-{label}"))
+        with ProgressBar(label, budget.quantity) as progress:
+            result = search(
+                loaded,
+                dataset,
+                **{budget.quantity: budget.limit},  # type: ignore[arg-type]
+                out=folder,
+                config=config,
+                device=device,
+                resume=resume,
+                callbacks=[progress],
+                command=sys.argv[1:],
+            )
+        cost = result.cost
+        typer.echo(
+            f"found {result.architecture.name}: {format_quantity(cost.flops)} FLOPs, {format_quantity(cost.params)} parameters"
+            f" ({format_quantity(cost.params_all)} with norms and biases), resolution {result.architecture.resolution}"
+        )
+        if result.repaired:
+            before = result.argmax_cost._asdict()[budget.quantity]
+            typer.echo(
+                f"the argmax network had {format_quantity(before)} {budget.quantity} and was repaired to the budget"
+            )
+        typer.echo(f"written to {folder}; train it with: nas train {folder} --data {data} --out {folder}-trained")
+
+
+def _plain(text: str) -> str:
+    """Letters, digits, dot, dash and underscore of a name, so that it can be part of a folder's name."""
+    kept = "".join(c if c.isalnum() or c in ".-_" else "-" for c in text)
+    return kept.strip(".-") or "run"

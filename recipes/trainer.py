@@ -1,0 +1,386 @@
+"""The one training loop: retraining, candidate evaluation and tree fine-tuning all pass through `fit`.
+
+Randomness: the order and augmentation of an epoch come from the stream "batches" of (seed, epoch), mixup from "mixup"
+of (seed, epoch, step), and what layers draw themselves (dropout, stochastic depth) from torch's generator, set for each
+step by `_seeded`. Nothing depends on what was drawn before, so a resumed run repeats an uninterrupted one bit for bit
+(same machine, versions and number of threads).
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.optim import build_ema, build_optimizer, set_lr
+from recipes.recipe import Recipe
+from recipes.regularisation import CrossEntropy, draw_mixup, mixup
+from recipes.run_folder import RunFolder
+from recipes.schedules import lr_factor
+from recipes.sources import Source
+from search_spaces.errors import UserError
+from search_spaces.seeding import numpy_rng, stream_seed
+from search_spaces.serialisation import require
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1  # of the checkpoint
+
+
+class Loss(Protocol):
+    """What is minimised: the model itself is passed, so that a loss may ask it, or a teacher, for more than logits."""
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, progress: float, /) -> Tensor:
+        """Scalar loss of a batch.
+
+        Args:
+            model: in training mode.
+            images: `(b, c, r, r)` float32.
+            targets: `(b,)` int64 labels; with mixup `(b, k)` float32, rows sum to 1.
+            progress: of the whole run, in [0, 1).
+        """
+        ...
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """What callbacks see. They may set `stop`: training then ends with the present epoch."""
+
+    model: nn.Module
+    recipe: Recipe
+    steps: int  # an epoch
+    epoch: int = 0  # counted from 0
+    step: int = 0  # within the epoch, counted from 0
+    lr: float = 0.0
+    loss: float = math.nan  # of the last step
+    row: dict[str, float] = field(default_factory=dict)  # of the last finished epoch, as in metrics.csv
+    stop: bool = False
+
+
+class Callback(Protocol):
+    """Called during training; subclass it and override what is needed."""
+
+    def on_step_end(self, state: TrainState) -> None:
+        """After every optimizer step."""
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """After every epoch, before its checkpoint is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a model does on a source."""
+
+    correct: int
+    total: int
+    loss: float  # mean cross entropy, no smoothing
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100.0 * self.correct / self.total
+
+    @property
+    def standard_error(self) -> float:
+        """Binomial standard error of `accuracy`, in points."""
+        share = self.correct / self.total
+        return 100.0 * math.sqrt(share * (1.0 - share) / self.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What `fit` returns."""
+
+    history: tuple[dict[str, float], ...]  # one row an epoch, as in metrics.csv
+    evaluation: Evaluation | None  # on the test source, after the last epoch
+    model: nn.Module  # the model given, trained, in evaluation mode; averaged weights if the recipe has ema
+    stopped_epoch: int  # number of epochs trained
+
+
+def evaluate(
+    model: nn.Module, source: Source, *, resolution: int, batch_size: int = 512, device: torch.device | str = "cpu"
+) -> Evaluation:
+    """Top-1 accuracy and cross entropy in evaluation mode; every module's mode is left as found.
+
+    Args:
+        model: images `(b, c, r, r)` to logits `(b, k)`; already on `device`.
+        source: what to evaluate on, every image once.
+        resolution: r, side of the images in pixels.
+        batch_size: images at a time.
+        device: where to compute.
+
+    Raises:
+        UserError: the source is empty.
+    """
+    require(len(source) > 0, "there is nothing to evaluate on: the source holds no images")
+    correct, loss = 0, 0.0
+    with _evaluation_mode(model), torch.no_grad():  # not inference mode: modules may cache what they compute
+        for images, labels in source.batches(batch_size, resolution=resolution):
+            labels = labels.to(device)
+            logits: Tensor = model(images.to(device))
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+    return Evaluation(correct=correct, total=len(source), loss=loss / len(source))
+
+
+def fit(
+    model: nn.Module,
+    train: Source,
+    test: Source | None,
+    recipe: Recipe,
+    *,
+    resolution: int,
+    seed: int,
+    run: RunFolder | None = None,
+    loss: Loss | None = None,
+    callbacks: Sequence[Callback] = (),
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+) -> FitResult:
+    """Train `model` in place by the recipe.
+
+    Args:
+        model: images `(b, c, r, r)` to logits `(b, k)`. It is moved to `device` in channels_last. Dropout and
+            stochastic depth are the model's own: build it with the recipe's.
+        train: training images, shuffled each epoch; the last incomplete batch is left out.
+        test: evaluated after every epoch, if given.
+        recipe: how to train.
+        resolution: r, side of the images in pixels.
+        seed: of all randomness in training (not of the initial weights), >= 0.
+        run: folder that gets `recipe.json`, a row of `metrics.csv` and `checkpoint.pt` an epoch.
+        loss: replaces the cross entropy, and with it the recipe's label smoothing.
+        callbacks: called in order.
+        device: where to train.
+        resume: continue from the run's checkpoint where there is one.
+
+    Returns:
+        History, final evaluation and the model.
+
+    Raises:
+        UserError: input that does not fit together, a loss that is not finite, a checkpoint of another run.
+    """
+    device = _device(device)
+    require(seed >= 0, f"seed must be >= 0, got {seed}")
+    require(len(train) >= 2, f"training needs at least 2 images, got {len(train)}")
+    if resume and run is None:
+        raise UserError("resume needs a run folder")
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, _ = next(_epoch_batches(train, recipe, resolution, seed, 0))
+    classes = _count_outputs(model, images[:1].to(device), train.labels)
+    training = _Training(
+        model=model, recipe=recipe, seed=int(seed), resolution=int(resolution), device=device, classes=classes,
+        loss=loss or CrossEntropy(label_smoothing=recipe.label_smoothing), callbacks=callbacks,
+        steps=max(1, len(train) // recipe.batch_size),
+    )  # fmt: skip
+    if run is not None:
+        training.attach(run, resume=resume)
+    evaluation = None
+    for epoch in range(training.epochs_done, recipe.last_epoch):
+        if training.state.stop:
+            break
+        evaluation = training.epoch(epoch, train, test, run)
+    if training.ema is not None:
+        model.load_state_dict(training.ema.module.state_dict())
+    if evaluation is None and test is not None:  # resumed after its last epoch
+        evaluation = evaluate(model, test, resolution=resolution, device=device)
+    return FitResult(
+        history=tuple(training.history), evaluation=evaluation, model=model.eval(), stopped_epoch=training.epochs_done
+    )
+
+
+class _Training:
+    """What changes during a run: the content of a checkpoint, and the steps that change it."""
+
+    def __init__(
+        self, *, model: nn.Module, recipe: Recipe, seed: int, resolution: int, device: torch.device, classes: int,
+        loss: Loss, callbacks: Sequence[Callback], steps: int,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.seed, self.resolution = model, recipe, seed, resolution
+        self.device, self.classes, self.loss, self.callbacks = device, classes, loss, callbacks
+        self.amp = recipe.amp and device.type == "cuda"
+        self.optimizer = build_optimizer(model, recipe)
+        self.ema = build_ema(model, recipe.ema_decay) if recipe.ema else None
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.state = TrainState(model=model, recipe=recipe, steps=steps)
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def attach(self, run: RunFolder, *, resume: bool) -> None:
+        """Restore the run's checkpoint where there is one, and bring its other files to the same epoch."""
+        if run.checkpoint.exists():
+            require(resume, f"{run.path} already holds a checkpoint; resume it or choose another folder")
+            self.restore(load_checkpoint(run.checkpoint), str(run.checkpoint))
+            logger.info("resuming %s after epoch %d", run.path, self.epochs_done)
+        run.truncate_metrics(self.epochs_done)
+        self.recipe.save(run.recipe)
+
+    def epoch(self, epoch: int, train: Source, test: Source | None, run: RunFolder | None) -> Evaluation | None:
+        """One epoch: steps, evaluation, metrics, callbacks, checkpoint, in this order."""
+        started, state = time.process_time(), self.state
+        self.model.train()
+        state.epoch, losses = epoch, 0.0
+        batches = _epoch_batches(train, self.recipe, self.resolution, self.seed, epoch)
+        for state.step, (images, labels) in enumerate(batches):
+            self.step(images, labels)
+            losses += state.loss
+            for callback in self.callbacks:
+                callback.on_step_end(state)
+        row: dict[str, float] = {"epoch": epoch, "lr": state.lr, "train_loss": losses / state.steps}
+        evaluation = None
+        if test is not None:
+            reported = self.model if self.ema is None else self.ema.module
+            evaluation = evaluate(reported, test, resolution=self.resolution, device=self.device)
+            row |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+        self.require_finite_weights()
+        state.row = row | {"seconds": round(time.process_time() - started, 3)}
+        self.history.append(state.row)
+        if run is not None:
+            run.append_metrics(state.row)
+        for callback in self.callbacks:
+            callback.on_epoch_end(state)
+        if run is not None:
+            save_checkpoint(run.checkpoint, self.checkpoint())
+        return evaluation
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step on images `(b, c, r, r)` and labels `(b,)`."""
+        state, recipe = self.state, self.recipe
+        progress = (state.epoch + state.step / state.steps) / recipe.epochs
+        state.lr = recipe.lr * lr_factor(recipe, progress)
+        set_lr(self.optimizer, state.lr)
+        images, targets = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        if recipe.mixup > 0:
+            rng = numpy_rng(self.seed, "mixup", state.epoch, state.step)
+            weight, partners = draw_mixup(rng, len(labels), recipe.mixup)
+            images, targets = mixup(images, targets, self.classes, weight, torch.as_tensor(partners).to(self.device))
+        with _seeded(self.seed, state.epoch, state.step, self.device):
+            with torch.autocast(self.device.type, enabled=self.amp):
+                loss = self.loss(self.model, images, targets, progress)
+            state.loss = float(loss.detach())
+            if not math.isfinite(state.loss):
+                self.diverged(f"the loss is {state.loss}")
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(self.scaler.scale(loss))
+        if recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def require_finite_weights(self) -> None:
+        """The last step of an epoch has no next loss to show that it diverged; a checkpoint must not keep that."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            self.diverged("weights are not finite")
+
+    def diverged(self, what: str) -> NoReturn:
+        state = self.state
+        raise UserError(
+            f"{what} at epoch {state.epoch}, step {state.step}, learning rate {state.lr:.3g}; "
+            "try a lower lr, a longer warmup_epochs or clip_grad_norm"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree between a checkpoint and the run that resumes from it."""
+        return {"schema": SCHEMA, "recipe": self.recipe.to_json(), "seed": self.seed, "resolution": self.resolution}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that resuming needs: plain values and tensors."""
+        return self.identity() | {
+            "history": self.history,
+            "stop": self.state.stop,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, stored: dict[str, Any], where: str) -> None:
+        """Inverse of `checkpoint`.
+
+        Raises:
+            UserError: it belongs to another run or network.
+        """
+        for key, value in self.identity().items():
+            plain = stored.get(key)
+            if key == "recipe" and plain is not None:
+                plain = Recipe.from_json(plain, f"{where}: recipe").to_json()
+            require(plain == value, f"{where} is of another run: its {key} is {plain!r}, not {value!r}")
+        try:
+            self.model.load_state_dict(stored["model"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.scaler.load_state_dict(stored["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(stored["ema"])
+            self.history = list(stored["history"])
+            self.state.stop = bool(stored["stop"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{where} does not fit this network: {reason}") from error
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, step: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators set for this step, and left as found: layers draw from them and take no other."""
+    number = stream_seed(seed, "torch", epoch, step)
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(number)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        yield
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; for example cpu or cuda") from error
+    require(device.type != "cuda" or torch.cuda.is_available(), "device cuda: torch sees no CUDA device here")
+    return device
+
+
+def _epoch_batches(
+    train: Source, recipe: Recipe, resolution: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    return train.batches(
+        recipe.batch_size, resolution=resolution, rng=numpy_rng(seed, "batches", epoch), augment=recipe.augment,
+        drop_last=len(train) >= recipe.batch_size,
+    )  # fmt: skip
+
+
+def _count_outputs(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """k of the model's logits, from one image; shows early that network, images and labels fit together."""
+    try:
+        with _evaluation_mode(model), torch.no_grad():
+            logits: Tensor = model(images)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the network does not take images of shape {tuple(images.shape[1:])}: {reason}") from error
+    require(logits.ndim == 2, f"the network must return logits of shape (batch, classes), got {tuple(logits.shape)}")
+    classes, top = logits.shape[1], int(labels.max())
+    require(top < classes, f"the network has {classes} outputs, but labels go up to {top}")
+    return classes

@@ -1,0 +1,124 @@
+"""How cost enters the search loss, and how its weight follows the budget.
+
+The papers do not print this. Ours: loss = cross entropy + lambda x (expected cost / budget), where the expected cost is the
+effective cost at softmax(alpha), that is the mean over draws, free of noise. lambda is set by an augmented Lagrangian for the
+constraint cost = target inside the budget: a part proportional to the logarithmic error, which pulls at once, and its sum over
+time, which removes what the cross entropy pushes back. lambda may turn negative where the derived network is too small.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.limits import Limit, format_quantity
+from search_spaces.sampling import extreme_cost
+from search_spaces.serialisation import require
+from search_spaces.space import SearchSpace
+from search_spaces.tables import SpaceTables
+from search_spaces.variables import Rows
+
+AIM = 0.95  # where between 0 and the upper limit the search aims, so that the argmax network ends inside
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One limit that the derived network must meet.
+
+    Attributes:
+        quantity: ``"flops"`` or ``"params"`` (published convention).
+        limit: allowed range.
+    """
+
+    quantity: str
+    limit: Limit
+
+    @property
+    def target(self) -> float:
+        """Where the search aims: 0.95 of the upper limit, or the middle of a range that does not contain that."""
+        aim = AIM * self.limit.high
+        return aim if aim >= self.limit.low else (self.limit.low + self.limit.high) / 2
+
+    def check(self, tables: SpaceTables) -> None:
+        """Raise UserError, with the range of the space, unless some network meets the limit."""
+        low, _ = extreme_cost(tables, self.quantity, largest=False)
+        high, _ = extreme_cost(tables, self.quantity, largest=True)
+        where = (
+            f"networks of space {tables.space.name} for {tables.num_classes} classes have"
+            f" {format_quantity(low)} to {format_quantity(high)} {self.quantity}"
+        )
+        require(self.limit.high >= low, f"--{self.quantity} {self.limit}: no network is that small; {where}")
+        require(
+            max(self.limit.low, AIM * self.limit.high) <= high,
+            f"--{self.quantity} {self.limit}: no network is that large; {where}",
+        )
+
+
+@dataclass(slots=True)
+class CostWeight:
+    """lambda and its control.
+
+    Attributes:
+        integral: the summed part of lambda; the whole of it when ``adapt`` is false.
+        adapt: whether lambda follows the budget.
+        gain: proportional gain per unit of log(cost / target).
+        rate: share of the error that is added to the integral in each step.
+        bound: largest magnitude of the integral.
+    """
+
+    integral: float
+    adapt: bool = True
+    gain: float = 10.0
+    rate: float = 0.2
+    bound: float = 20.0
+
+    def update(self, measured: float, target: float) -> float:
+        """lambda for the next step, given the measured and the wanted cost."""
+        if not self.adapt:
+            return self.integral
+        error = math.log(measured / target)
+        self.integral = min(self.bound, max(-self.bound, self.integral + self.rate * error))
+        return self.integral + self.gain * error
+
+
+def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows) -> Rows:
+    """The row inside the limit that is reached from ``row`` by giving up the least of alpha.
+
+    Changes one choice at a time: the change with the smallest loss of logit per unit of log cost gained, until the limit holds.
+
+    Args:
+        space: the space.
+        tables: its cost tables.
+        budget: what must hold.
+        alpha: flat logits `(sum of options,)`.
+        row: `(d,)` start, usually the argmax.
+
+    Raises:
+        UserError: no chain of single changes reaches the limit.
+    """
+    counts = space.option_counts
+    offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    column = np.repeat(np.arange(len(space)), counts)
+    option = np.concatenate([np.arange(count) for count in counts])
+    low, high = budget.limit.low, budget.limit.high
+    row = row.copy()
+    for _ in range(len(column)):
+        (now,) = tables.cost(row)._asdict()[budget.quantity]
+        if low <= now <= high:
+            return row
+        changed = np.repeat(row[None], len(column), axis=0)
+        changed[np.arange(len(column)), column] = option
+        after = tables.cost(changed)._asdict()[budget.quantity]
+        lost = alpha[offsets[column] + row[column]] - alpha[offsets[column] + option]
+        gained = np.log(now / after) if now > high else np.log(after / now)
+        useful = (gained > 0) & ((after >= low) if now > high else (after <= high))
+        require(bool(useful.any()), f"no single change brings {budget.quantity} {now} into {budget.limit}")
+        inside = useful & (after >= low) & (after <= high)
+        score = (
+            np.where(inside, lost, np.inf)
+            if inside.any()
+            else np.where(useful, lost / np.maximum(gained, 1e-9), np.inf)
+        )
+        row = changed[int(score.argmin())]
+    return row

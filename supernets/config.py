@@ -1,0 +1,72 @@
+"""Configuration of a search."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.serialisation import require, require_finite
+from supernets.masking import MaskPosition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """How a supergraph is searched. Defaults are those of the thesis, section 3.4, where it states them."""
+
+    epochs: int = 90  # thesis 3.4
+    batch_size: int = 256  # images a step of the weights
+    alpha_batch_size: int = 256  # images a step of alpha
+    lr: float = 0.1  # of the weights (SGD), half a cosine to zero (FBNet's training settings, which the thesis takes over)
+    momentum: float = 0.9
+    weight_decay: float = 4e-5  # not on norms and biases
+    clip_grad_norm: float = 5.0
+    label_smoothing: float = 0.0
+    alpha_lr: float | None = (
+        None  # Adam; None: 12 / (steps of alpha), within [0.005, 0.2], so a logit can travel about 12
+    )
+    tau_start: float = 5.0  # temperature at p = 0 (thesis 3.4)
+    tau_decay: float = 0.956  # factor in each ninetieth of the search (thesis 3.4: every epoch of 90)
+    weights_share: float = 0.8  # of the training images; the rest trains alpha (thesis 3.4)
+    warmup: float = 1 / 9  # share of the search that trains weights only (FBNet: 10 of 90 epochs)
+    cost_weight: float = 1.0  # lambda at the start; all the time if adapt_cost_weight is false
+    adapt_cost_weight: bool = True
+    commit_resolution: float = 0.6  # progress at which the resolution is decided; 1: at the end, with the rest
+    land: float = 0.85  # from this progress on, alpha rests while the argmax network is inside the budget
+    mask_position: MaskPosition = "affine"
+    amp: bool = True  # bfloat16 autocast, on CUDA only
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "alpha_batch_size"):
+            require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        positive = ("lr", "tau_start", "clip_grad_norm") + (("alpha_lr",) if self.alpha_lr is not None else ())
+        for name in positive:
+            require_finite(**{name: getattr(self, name)})
+            require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+        require_finite(cost_weight=self.cost_weight)
+        require(0 < self.tau_decay <= 1, f"tau_decay must be in (0, 1], got {self.tau_decay}")
+        require(0 < self.weights_share < 1, f"weights_share must be in (0, 1), got {self.weights_share}")
+        for name in ("momentum", "weight_decay", "label_smoothing", "warmup"):
+            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("commit_resolution", "land"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Whole epochs that train weights only."""
+        return round(self.warmup * self.epochs)
+
+
+# What suits the sets that come by name; everything else is the class's default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 24, "batch_size": 96, "alpha_batch_size": 64},
+    "mnist": {"epochs": 4, "batch_size": 128, "alpha_batch_size": 128},
+    "fashion-mnist": {"epochs": 6, "batch_size": 128, "alpha_batch_size": 128},
+    "cifar10": {"epochs": 30, "batch_size": 128, "alpha_batch_size": 128},
+}
+
+
+def preset(data: str, **changes: Any) -> SearchConfig:
+    """The configuration that suits the data set ``data``, with changes; entries that are None change nothing."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    return SearchConfig(**{**PRESETS.get(data, {}), **given})

@@ -1,0 +1,406 @@
+"""The search loop of DMaskingNAS (thesis 3.4): in each epoch first the weights learn, then alpha.
+
+All randomness is drawn from streams named by (seed, epoch, step), so a search that was killed and resumed from its last epoch
+ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.run_folder import RunFolder
+from recipes.sources import Source, split_indices
+from search_spaces.architecture import Architecture
+from search_spaces.cost import Cost
+from search_spaces.errors import UserError
+from search_spaces.limits import format_quantity
+from search_spaces.seeding import numpy_rng, stream_seed
+from search_spaces.serialisation import require, to_plain, write_json, write_text_atomic
+from search_spaces.space import SearchSpace
+from search_spaces.variables import Rows
+from supernets.budget import Budget, CostWeight, repair
+from supernets.config import SearchConfig
+from supernets.gumbel import gumbel_noise, temperature
+from supernets.supergraph import Supergraph
+
+SCHEMA = 1  # of the checkpoint
+RESULT, ALPHA = "result.json", "alpha.csv"
+LANDING = 0.87  # share of the upper limit above which an argmax network is inside for good
+
+
+@dataclass(kw_only=True)
+class SearchState:
+    """What callbacks see."""
+
+    config: SearchConfig
+    steps: int  # an epoch: of the weights, and of alpha once it learns
+    epoch: int = 0  # counted from 0
+    step: int = 0  # within the epoch, counted from 0
+    phase: str = "weights"
+    loss: float = math.nan  # cross entropy of the last step
+    accuracy: float = math.nan  # in percent, of the last step
+    tau: float = math.nan
+    expected: float = math.nan  # expected cost in the budget's quantity
+    row: dict[str, float] = field(default_factory=dict)  # of the last finished epoch, as in metrics.csv
+
+
+class SearchCallback(Protocol):
+    """Called during a search; subclass it and override what is needed."""
+
+    def on_step_end(self, state: SearchState) -> None:
+        """After every step."""
+
+    def on_epoch_end(self, state: SearchState) -> None:
+        """After every epoch, before its checkpoint is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        architecture: the network to train.
+        cost: its exact cost.
+        argmax_cost: exact cost of the argmax network, before any repair.
+        repaired: whether a repair was needed to meet the budget.
+    """
+
+    architecture: Architecture
+    cost: Cost
+    argmax_cost: Cost
+    repaired: bool
+
+
+def search(
+    space: SearchSpace,
+    train: Source,
+    budget: Budget,
+    config: SearchConfig,
+    *,
+    num_classes: int,
+    in_channels: int,
+    run: RunFolder | None = None,
+    callbacks: Sequence[SearchCallback] = (),
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+) -> SearchResult:
+    """Search a space for the best network inside a budget.
+
+    Args:
+        space: what can be chosen.
+        train: training images; split into a part for the weights and one for alpha.
+        budget: what the derived network must meet.
+        config: how to search.
+        num_classes: classes of ``train``.
+        in_channels: channels of its images.
+        run: folder that gets `metrics.csv`, `alpha.csv` and `checkpoint.pt` an epoch, and the result at the end.
+        callbacks: called in order.
+        device: where to compute.
+        resume: continue from the run's checkpoint where there is one.
+
+    Raises:
+        UserError: a budget outside the space, too few images, a loss that is not finite, a checkpoint of another search.
+    """
+    searching = Searching(
+        space, train, budget, config, num_classes=num_classes, in_channels=in_channels, device=torch.device(device)
+    )
+    if run is not None:
+        searching.attach(run, resume=resume)
+    for epoch in range(searching.epochs_done, config.epochs):
+        searching.epoch(epoch, run, callbacks)
+    result = searching.result()
+    if run is not None:
+        result.architecture.save(run.architecture)
+        write_json(run.path / RESULT, _result_json(result, budget))
+    return result
+
+
+def _result_json(result: SearchResult, budget: Budget) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "budget": to_plain(budget),
+        "cost": result.cost._asdict(),
+        "argmax_cost": result.argmax_cost._asdict(),
+        "repaired": result.repaired,
+    }
+
+
+class Searching:
+    """What changes during a search, and the steps that change it; `search` drives it."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        train: Source,
+        budget: Budget,
+        config: SearchConfig,
+        *,
+        num_classes: int,
+        in_channels: int,
+        device: torch.device,
+    ) -> None:
+        first, rest = split_indices(train.labels, config.weights_share, numpy_rng(config.seed, "split"))
+        require(min(len(first), len(rest)) >= 2, f"a search needs at least 10 images, got {len(train)}")
+        self.weights_source, self.alpha_source = train.subset(first), train.subset(rest)
+        self.space, self.budget, self.config, self.device = space, budget, config, device
+        self.supergraph = Supergraph(
+            space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position
+        )
+        budget.check(self.supergraph.tables)
+        self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weights_steps = max(1, len(first) // config.batch_size)
+        self.alpha_steps = max(1, len(rest) // config.alpha_batch_size)
+        self.weights_optimizer = self._weights_optimizer()
+        total = self.alpha_steps * (config.epochs - config.warmup_epochs)
+        alpha_lr = config.alpha_lr or min(0.2, max(0.005, 12 / total))
+        self.alpha_optimizer = torch.optim.Adam([self.supergraph.alpha], lr=alpha_lr, betas=(0.5, 0.99))
+        self.cost_weight = CostWeight(
+            integral=config.cost_weight, adapt=config.adapt_cost_weight, rate=min(0.2, 16 / total)
+        )
+        self.current_lambda = config.cost_weight
+        self.committed: dict[str, int] = {}
+        self.history: list[dict[str, float]] = []
+        self.alpha_history: list[Tensor] = []
+        self.state = SearchState(config=config, steps=self.weights_steps)
+
+    def _weights_optimizer(self) -> torch.optim.Optimizer:
+        parameters, config = self.supergraph.network_parameters(), self.config
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs behind us."""
+        return len(self.history)
+
+    def epoch(self, epoch: int, run: RunFolder | None, callbacks: Sequence[SearchCallback]) -> None:
+        """One epoch: weights, then alpha (after the warm-up), then log and checkpoint."""
+        started, state, config = time.process_time(), self.state, self.config
+        learns = epoch >= config.warmup_epochs
+        state.epoch, state.steps = epoch, self.weights_steps + (self.alpha_steps if learns else 0)
+        row: dict[str, float] = {"epoch": epoch}
+        row |= self._phase("weights", callbacks)
+        row |= self._phase("alpha", callbacks) if learns else {"alpha_loss": math.nan, "alpha_accuracy": math.nan}
+        row |= {"tau": state.tau, "cost_weight": self.current_lambda, **self._costs()}
+        state.row = row | {"seconds": round(time.process_time() - started, 3)}
+        self.history.append(state.row)
+        self.alpha_history.append(self.supergraph.alpha.detach().cpu().clone())
+        if run is not None:
+            run.append_metrics(state.row)
+            self._write_alpha(run)
+        for callback in callbacks:
+            callback.on_epoch_end(state)
+        if run is not None:
+            save_checkpoint(run.checkpoint, self.checkpoint())
+
+    def _phase(self, phase: str, callbacks: Sequence[SearchCallback]) -> dict[str, float]:
+        """All steps of one phase of the present epoch; mean cross entropy and accuracy in percent."""
+        config, state, weights_phase = self.config, self.state, phase == "weights"
+        source = self.weights_source if weights_phase else self.alpha_source
+        batch_size = config.batch_size if weights_phase else config.alpha_batch_size
+        done = 0 if weights_phase else self.weights_steps
+        batches = source.batches(
+            batch_size,
+            resolution=int(max(self.space.resolution.options)),
+            rng=numpy_rng(config.seed, f"{phase} batches", state.epoch),
+            augment=config.augment,
+            drop_last=len(source) >= batch_size,
+        )
+        self._train_only(phase)
+        losses, correct, seen = 0.0, 0, 0
+        for index, (images, labels) in enumerate(batches):
+            state.phase, state.step = phase, done + index
+            progress = (state.epoch + state.step / state.steps) / config.epochs
+            state.tau = temperature(progress, config.tau_start, config.tau_decay)
+            generator = torch.Generator().manual_seed(stream_seed(config.seed, f"{phase} noise", state.epoch, index))
+            noise = gumbel_noise(len(self.supergraph.alpha), generator).to(self.device)
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            logits = (self._weights_step if weights_phase else self._alpha_step)(images, labels, noise, progress)
+            losses += state.loss * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+            state.accuracy = 100 * correct / seen
+            for callback in callbacks:
+                callback.on_step_end(state)
+        return {f"{phase}_loss": losses / seen, f"{phase}_accuracy": 100 * correct / seen}
+
+    def _train_only(self, phase: str) -> None:
+        """Gradients for the phase's own parameters only: the other half of the backward pass is not run."""
+        self.supergraph.train()
+        for parameter in self.supergraph.network_parameters():
+            parameter.requires_grad_(phase == "weights")
+        self.supergraph.alpha.requires_grad_(phase == "alpha")
+
+    def _cross_entropy(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.supergraph.weights(self.state.tau, noise, committed=self.committed)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"):
+            logits = self.supergraph(images, weights)
+        logits = logits.float()
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing), logits.detach()
+
+    def _weights_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> Tensor:
+        for group in self.weights_optimizer.param_groups:
+            group["lr"] = self.config.lr * (1 + math.cos(math.pi * progress)) / 2
+        loss, logits = self._cross_entropy(images, labels, noise)
+        self._check(loss)
+        self.weights_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.supergraph.network_parameters(), self.config.clip_grad_norm)
+        self.weights_optimizer.step()
+        return logits
+
+    def _alpha_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> Tensor:
+        """One step on cross entropy + lambda x (expected cost / budget)."""
+        self._commit(progress)
+        row = self.supergraph.argmax_row(self.committed)
+        derived = self._row_cost(row)
+        limit = self.budget.limit
+        settled = max(limit.low, LANDING * limit.high) <= derived <= limit.high
+        if settled and progress >= self.config.land and self.config.adapt_cost_weight:
+            with torch.no_grad():
+                loss, logits = self._cross_entropy(images, labels, noise)
+            self._check(loss)
+            return logits
+        loss, logits = self._cross_entropy(images, labels, noise)
+        self._check(loss)
+        expected = self.expected_cost()
+        self.state.expected = float(expected.detach())
+        decided = min(1.0, progress / 0.7)  # towards the end the argmax network counts, not the mean over draws
+        measured = math.exp((1 - decided) * math.log(self.state.expected) + decided * math.log(derived))
+        self.current_lambda = self.cost_weight.update(measured, self.budget.target)
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss + self.current_lambda * expected / limit.high)
+        self.alpha_optimizer.step()
+        return logits
+
+    def _commit(self, progress: float) -> None:
+        """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it."""
+        variable = self.space.resolution
+        if variable.name not in self.space.column or variable.name in self.committed:
+            return
+        if progress >= self.config.commit_resolution:
+            self.committed[variable.name] = int(self.supergraph.argmax_row()[self.space.column[variable.name]])
+
+    def expected_cost(self) -> Tensor:
+        """Expected cost of a draw, in the budget's quantity: the effective cost at softmax(alpha), a float64 scalar."""
+        cost: Cost = self.supergraph.cost(self.supergraph.weights(1.0, committed=self.committed))
+        return cost._asdict()[self.budget.quantity]  # type: ignore[no-any-return]
+
+    def _row_cost(self, row: Rows) -> int:
+        return int(self.supergraph.tables.cost(row)._asdict()[self.budget.quantity][0])
+
+    def _costs(self) -> dict[str, float]:
+        """Expected cost and cost of the argmax network, for the log."""
+        with torch.no_grad():
+            cost: Cost = self.supergraph.cost(self.supergraph.weights(1.0, committed=self.committed))
+        derived = self.supergraph.tables.cost(self.supergraph.argmax_row(self.committed))
+        self.state.expected = float(cost._asdict()[self.budget.quantity])
+        return {
+            "expected_flops": float(cost.flops),
+            "expected_params": float(cost.params),
+            "argmax_flops": int(derived.flops[0]),
+            "argmax_params": int(derived.params[0]),
+        }
+
+    def _check(self, loss: Tensor) -> None:
+        self.state.loss = float(loss.detach())
+        if not math.isfinite(self.state.loss):
+            self._diverged()
+
+    def _diverged(self) -> NoReturn:
+        state = self.state
+        raise UserError(
+            f"the loss is {state.loss} at epoch {state.epoch}, step {state.step} ({state.phase});"
+            f" try a lower --lr than {self.config.lr:g}"
+        )
+
+    def result(self) -> SearchResult:
+        """The derived network: argmax, and a repair where that misses the budget."""
+        tables = self.supergraph.tables
+        argmax = self.supergraph.argmax_row(self.committed)
+        row = argmax
+        if not self.budget.limit.holds(self._row_cost(argmax)):
+            row = repair(self.space, tables, self.budget, self.supergraph.alpha.detach().double().cpu().numpy(), argmax)
+        canonical = self.space.canonical(row)[0]
+        architecture = self.space.decode(canonical)
+        cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))
+        named = Architecture(
+            name=f"{self.space.name}-{format_quantity(cost.flops)}",
+            resolution=architecture.resolution,
+            blocks=architecture.blocks,
+        )
+        return SearchResult(
+            architecture=named,
+            cost=cost,
+            argmax_cost=Cost(*(int(entry[0]) for entry in tables.cost(argmax))),
+            repaired=bool((row != argmax).any()),
+        )
+
+    def attach(self, run: RunFolder, *, resume: bool) -> None:
+        """Restore the run's checkpoint where there is one, and bring its other files to the same epoch."""
+        if run.checkpoint.exists():
+            require(resume, f"{run.path} already holds a checkpoint; resume it or choose another folder")
+            self.restore(load_checkpoint(run.checkpoint), str(run.checkpoint))
+        run.truncate_metrics(self.epochs_done)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that resuming needs: plain values and tensors."""
+        return {
+            "schema": SCHEMA,
+            "space": self.space.name,
+            "supergraph": self.supergraph.state_dict(),
+            "weights_optimizer": self.weights_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "cost_weight_integral": self.cost_weight.integral,
+            "current_lambda": self.current_lambda,
+            "committed": self.committed,
+            "history": self.history,
+            "alpha_history": torch.stack(self.alpha_history),
+        }
+
+    def restore(self, stored: dict[str, Any], where: str) -> None:
+        """Inverse of `checkpoint`.
+
+        Raises:
+            UserError: it belongs to another search.
+        """
+        for key, value in (("schema", SCHEMA), ("space", self.space.name)):
+            require(
+                stored.get(key) == value,
+                f"{where} is of another search: its {key} is {stored.get(key)!r}, not {value!r}",
+            )
+        try:
+            self.supergraph.load_state_dict(stored["supergraph"])
+            self.weights_optimizer.load_state_dict(stored["weights_optimizer"])
+            self.alpha_optimizer.load_state_dict(stored["alpha_optimizer"])
+            self.cost_weight.integral = float(stored["cost_weight_integral"])
+            self.current_lambda = float(stored["current_lambda"])
+            self.committed = {str(name): int(option) for name, option in stored["committed"].items()}
+            self.history = list(stored["history"])
+            self.alpha_history = list(stored["alpha_history"].unbind())
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} does not fit this search: {str(error).splitlines()[0]}") from error
+
+    def _write_alpha(self, run: RunFolder) -> None:
+        """`alpha.csv`: one row an epoch, one column an option."""
+        names = [
+            f"{variable.name}={getattr(option, 'name', option)}"
+            for variable in self.space.variables
+            for option in variable.options
+        ]
+        table = np.stack([alpha.numpy() for alpha in self.alpha_history])
+        lines = [",".join(["epoch", *names])]
+        lines += [",".join([str(epoch), *(repr(float(x)) for x in row)]) for epoch, row in enumerate(table)]
+        write_text_atomic(run.path / ALPHA, "\n".join(lines) + "\n")

@@ -1,0 +1,80 @@
+import os
+import pickle
+import re
+import resource
+import signal
+
+import pytest
+import torch
+
+from recipes.checkpoint import load_checkpoint, save_checkpoint
+from search_spaces.errors import UserError
+
+
+class Bomb:
+    """Creates a file when unpickled by a careless reader."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": {"a": torch.arange(3.0)}, "history": [{"epoch": 0, "lr": 0.1}], "ema": None})
+    state = load_checkpoint(path)
+    assert state["weights"]["a"].tolist() == [0, 1, 2]
+    assert state["history"] == [{"epoch": 0, "lr": 0.1}]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_file_is_named(tmp_path, share):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.zeros(1000)})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=re.escape(f"{path} is damaged or not a checkpoint")) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_nothing_in_a_file_is_run(tmp_path, writer):
+    path, harm = tmp_path / "checkpoint.pt", tmp_path / "harm"
+    if writer == "torch":
+        torch.save({"model": Bomb(harm)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Bomb(harm)}))
+    with pytest.raises(UserError, match="is damaged or not a checkpoint"):
+        load_checkpoint(path)
+    assert not harm.exists()
+    pickle.loads(pickle.dumps(Bomb(harm)))  # the bomb works
+    assert harm.exists()
+
+
+def test_other_content_and_missing_file(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="it holds a list"):
+        load_checkpoint(tmp_path / "list.pt")
+    with pytest.raises(UserError, match="No such file"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(tmp_path / "none" / "checkpoint.pt", {})
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"epoch": 1})
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .* File too large; the checkpoint before it is kept"):
+            save_checkpoint(path, {"epoch": 2, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert load_checkpoint(path) == {"epoch": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
