@@ -4,6 +4,7 @@ Supported field types: bool, int, float, str, None, ``Literal``, ``X | None``, `
 ``dict[str, X]`` and nested dataclasses. A float field accepts an integer; nothing else is converted.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -87,7 +88,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type[Any], hint), value, where)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
+        require_finite(**{where: number})
+        return number
     if hint is Any:
         return value
     if type(value) is not hint:
@@ -127,8 +133,10 @@ def write_text_atomic(path: str | Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename, or never there
+            temporary.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -24,13 +24,14 @@ from typing import Any, TypeVar
 
 import yaml
 
+from search_spaces.architecture import MAX_RESOLUTION
 from search_spaces.errors import UserError, closest
 from search_spaces.rows import TBS, Row, space_of_rows
 from search_spaces.space import BLOCK_TYPES, SearchSpace
-from search_spaces.variables import span
+from search_spaces.variables import Range, span
 
 T = TypeVar("T")
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16  # the scanner takes quadratic time on nested brackets
 _TUPLE = re.compile(r"\(\s*([^,()]+)\s*,\s*([^,()]+)\s*,\s*([^,()]+)\s*\)")
 _KEYS = {"name", "description", "resolutions", "stem", "rows", "head"}
 _ROW_KEYS = {"block", "expansion", "width", "n", "stride"}
@@ -79,6 +80,9 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{self.path}, line {line}: not valid YAML: {error.problem}") from error
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise UserError(f"{self.path}, line {line}: not valid YAML: {error.reason}") from error
         except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{self.path}: not valid YAML: {str(error).splitlines()[0]}") from error
         if root is None:
@@ -90,7 +94,10 @@ class _Reader:
         head_node, head_expansion = fields["head"], 6.0
         if isinstance(head_node, yaml.MappingNode):
             head = self.mapping(head_node, {"width", "expansion"}, required={"width"})
-            head_expansion = self.number(head["expansion"]) if "expansion" in head else head_expansion
+            if "expansion" in head:
+                head_expansion = self.number(head["expansion"])
+                if not 0 < head_expansion <= 64:
+                    raise self.fail(head["expansion"], f"expansion must be > 0 and <= 64, got {head_expansion}")
             head_node = head["width"]
         name = self.scalar(fields["name"]) if "name" in fields else Path(self.path).stem
         resolutions, stem, width = (
@@ -98,10 +105,13 @@ class _Reader:
             self.integer(fields["stem"]),
             self.integer(head_node),
         )
-        if not all(isinstance(side, int) and side >= 1 for side in resolutions):
-            raise self.fail(fields["resolutions"], f"resolutions must be whole numbers of pixels, got {resolutions}")
+        if not all(isinstance(side, int) and 1 <= side <= MAX_RESOLUTION for side in resolutions):
+            message = f"resolutions must be whole numbers of pixels in 1..{MAX_RESOLUTION}, got {resolutions}"
+            raise self.fail(fields["resolutions"], message)
+        self.check_increasing("resolutions", fields["resolutions"], resolutions)
+        description = str(self.scalar(fields["description"])) if "description" in fields else self.path
         rows = [self.row(node) for node in rows_node.value]
-        return self.checked(
+        space = self.checked(
             root,
             lambda: space_of_rows(
                 str(name),
@@ -110,9 +120,11 @@ class _Reader:
                 stem_width=stem,
                 head_width=width,
                 head_expansion=head_expansion,
-                description=str(self.scalar(fields["description"])) if "description" in fields else self.path,
+                description=description,
             ),
         )
+        self.checked(root, lambda: space.decode(_widest(space)))  # widths multiply: refuse here what no row could build
+        return space
 
     def row(self, node: yaml.Node) -> Row:
         fields = self.mapping(node, _ROW_KEYS, required={"expansion", "width"})
@@ -124,11 +136,14 @@ class _Reader:
         stride = self.integer(fields["stride"]) if "stride" in fields else 1
         expansion = self.numbers(fields["expansion"])
         for key, values in (("width", widths), ("expansion", expansion)):
-            if list(values) != sorted(set(values)):
-                raise self.fail(fields[key], f"options of {key} must increase, got {values}")
+            self.check_increasing(key, fields[key], values)
         return self.checked(
             node, lambda: Row(block=blocks, expansion=expansion, width=tuple(map(int, widths)), n=n, stride=stride)
         )
+
+    def check_increasing(self, key: str, node: yaml.Node, values: tuple[float, ...]) -> None:
+        if not values or list(values) != sorted(set(values)):
+            raise self.fail(node, f"options of {key} must increase, got {values}")
 
     def blocks(self, node: yaml.Node) -> tuple[str, ...]:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -187,6 +202,16 @@ class _Reader:
             return (self._number(node, text),)
         low, high, step = (self._number(node, part) for part in match.groups())
         return self.checked(node, lambda: span(low, high, step))
+
+
+def _widest(space: SearchSpace) -> list[int]:
+    """The row with the last option of every number and no skip where there is a choice."""
+    return [
+        len(variable.options) - 1
+        if isinstance(variable, Range)
+        else next((i for i, block in enumerate(variable.options) if not block.is_skip), 0)
+        for variable in space.variables
+    ]
 
 
 def _finite(text: str) -> float:

@@ -69,7 +69,7 @@ class CostWeight:
 
     integral: float
     adapt: bool = True
-    gain: float = 10.0
+    gain: float = 4.0
     rate: float = 0.2
     bound: float = 20.0
 

@@ -14,7 +14,9 @@ class SearchConfig:
     epochs: int = 90  # thesis 3.4
     batch_size: int = 256  # images a step of the weights
     alpha_batch_size: int = 256  # images a step of alpha
-    lr: float = 0.1  # of the weights (SGD), half a cosine to zero (FBNet's training settings, which the thesis takes over)
+    lr: float = (
+        0.1  # of the weights (SGD), half a cosine to zero (FBNet's training settings, which the thesis takes over)
+    )
     momentum: float = 0.9
     weight_decay: float = 4e-5  # not on norms and biases
     clip_grad_norm: float = 5.0
@@ -59,7 +61,7 @@ class SearchConfig:
 
 # What suits the sets that come by name; everything else is the class's default.
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 24, "batch_size": 96, "alpha_batch_size": 64},
+    "digits": {"epochs": 32, "batch_size": 96, "alpha_batch_size": 64},
     "mnist": {"epochs": 4, "batch_size": 128, "alpha_batch_size": 128},
     "fashion-mnist": {"epochs": 6, "batch_size": 128, "alpha_batch_size": 128},
     "cifar10": {"epochs": 30, "batch_size": 128, "alpha_batch_size": 128},

@@ -34,6 +34,7 @@ from supernets.supergraph import Supergraph
 SCHEMA = 1  # of the checkpoint
 RESULT, ALPHA = "result.json", "alpha.csv"
 LANDING = 0.87  # share of the upper limit above which an argmax network is inside for good
+LANDING_RATE = 2.5  # factor on alpha's rate while the argmax network is outside in the last part of a search
 
 
 @dataclass(kw_only=True)
@@ -160,8 +161,8 @@ class Searching:
         self.alpha_steps = max(1, len(rest) // config.alpha_batch_size)
         self.weights_optimizer = self._weights_optimizer()
         total = self.alpha_steps * (config.epochs - config.warmup_epochs)
-        alpha_lr = config.alpha_lr or min(0.2, max(0.005, 12 / total))
-        self.alpha_optimizer = torch.optim.Adam([self.supergraph.alpha], lr=alpha_lr, betas=(0.5, 0.99))
+        self.alpha_lr = config.alpha_lr or min(0.2, max(0.005, 12 / total))
+        self.alpha_optimizer = torch.optim.Adam([self.supergraph.alpha], lr=self.alpha_lr, betas=(0.5, 0.99))
         self.cost_weight = CostWeight(
             integral=config.cost_weight, adapt=config.adapt_cost_weight, rate=min(0.2, 16 / total)
         )
@@ -267,12 +268,13 @@ class Searching:
         row = self.supergraph.argmax_row(self.committed)
         derived = self._row_cost(row)
         limit = self.budget.limit
-        settled = max(limit.low, LANDING * limit.high) <= derived <= limit.high
-        if settled and progress >= self.config.land and self.config.adapt_cost_weight:
+        landing = progress >= self.config.land and self.config.adapt_cost_weight
+        if landing and max(limit.low, LANDING * limit.high) <= derived <= limit.high:
             with torch.no_grad():
                 loss, logits = self._cross_entropy(images, labels, noise)
             self._check(loss)
             return logits
+        self.alpha_optimizer.param_groups[0]["lr"] = self.alpha_lr * (LANDING_RATE if landing else 1)
         loss, logits = self._cross_entropy(images, labels, noise)
         self._check(loss)
         expected = self.expected_cost()

@@ -1,0 +1,143 @@
+"""Invariant 2: with one-hot weights the supergraph computes exactly the network that `build` makes, with sliced weights."""
+
+import numpy as np
+import pytest
+import torch
+from small_spaces import randomise, three_layers
+
+from search_spaces.fbnetv2 import fbnetv2_f
+from search_spaces.fbnetv3 import fbnetv3
+from search_spaces.space import SearchSpace
+from search_spaces.variables import Rows
+from supernets.derive import sliced_network
+from supernets.masking import MaskPosition
+from supernets.resolution import subsample
+from supernets.supergraph import Supergraph
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest logit
+
+
+def covering_rows(space: SearchSpace, n: int, seed: int) -> Rows:
+    """Rows in which every option of every variable occurs: shuffled repetitions of all options, column by column."""
+    rng = np.random.default_rng(seed)
+    columns = [rng.permutation(np.resize(np.arange(count), n)) for count in space.option_counts]
+    return np.stack(columns, axis=1)
+
+
+def worst_difference(space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: int, position: MaskPosition) -> float:
+    supergraph = Supergraph(space, 10, 3, seed=1, mask_position=position).to(dtype).eval()
+    randomise(supergraph, seed=2)
+    side = int(max(space.resolution.options))
+    generator = torch.Generator().manual_seed(3)
+    worst = 0.0
+    for row in rows:
+        images = torch.randn(batch, 3, side, side, generator=generator, dtype=dtype)
+        network = sliced_network(supergraph, row)
+        with torch.no_grad():
+            expected = network(subsample(images, space.decode(row).resolution))
+            found = supergraph(images, supergraph.one_hot(row))
+        worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("position", ["affine", "output"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_space(dtype: torch.dtype, position: MaskPosition) -> None:
+    space = three_layers()
+    rows = covering_rows(space, 60, seed=0)
+    assert worst_difference(space, rows, dtype, 3, position) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("make", [fbnetv2_f, fbnetv3])
+def test_large_spaces(make: object) -> None:
+    space = make()  # type: ignore[operator]
+    rows = covering_rows(space, 3, seed=1)
+    assert worst_difference(space, rows, torch.float32, 1, "affine") < TOLERANCE[torch.float32]
+
+
+def test_a_gradient_does_not_change_the_result() -> None:
+    """Without gradients only active branches run; with learned weights all do."""
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3).eval()
+    randomise(supergraph, seed=0)
+    images = torch.randn(2, 3, 16, 16)
+    row = covering_rows(space, 4, seed=2)[1]
+    hot = supergraph.one_hot(row)
+    with torch.no_grad():
+        pruned = supergraph(images, hot)
+    full = supergraph(images, {name: g.clone().requires_grad_() for name, g in hot.items()})
+    torch.testing.assert_close(pruned, full.detach(), rtol=0, atol=1e-5)
+
+
+def test_soft_widths_are_the_weighted_sum_of_padded_narrow_blocks() -> None:
+    """Eq. 3.1 on a whole layer: soft output widths, all else one-hot, compared with one sliced block for each width."""
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, seed=4).double().eval()
+    randomise(supergraph, seed=5)
+    g = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    for block in range(9):
+        row = space.row(
+            {
+                "resolution": 16, "layer1.block": space.slots[0].block.options[0], "layer1.width": 12,
+                "layer2.block": space.slots[1].block.options[block], "layer2.expansion": 1.5, "layer2.width": 24,
+                "layer3.block": space.slots[2].block.options[0], "layer3.expansion": 1.5, "layer3.width": 8,
+            }
+        )  # fmt: skip
+        weights = {**supergraph.one_hot(row), "layer2.width": g}
+        x = torch.zeros(2, 16, 8, 8, dtype=torch.float64)
+        x[:, :12] = torch.randn(2, 12, 8, 8, dtype=torch.float64)
+        expected = torch.zeros(2, 24, 4, 4, dtype=torch.float64)
+        for option, width in enumerate((8, 16, 24)):
+            narrow = row.copy()
+            narrow[space.column["layer2.width"]] = option
+            expected[:, :width] += g[option] * sliced_network(supergraph, narrow).blocks[2](x[:, :12])
+        found = supergraph.layers[1](x, supergraph.layer_weights(weights)[1], torch.tensor(1.0, dtype=torch.float64))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_identity_carries_the_weight_of_equal_widths() -> None:
+    """Skip of a layer that keeps the stride: s x + (1 - s) conv1x1-BN-ReLU(x), s = sum over equal widths of g_in g_out."""
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, seed=4).double().eval()
+    randomise(supergraph, seed=5)
+    row = np.zeros(len(space), dtype=np.int64)
+    row[space.column["layer3.block"]] = 8
+    g_in = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    g_out = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    weights = {**supergraph.one_hot(row), "layer2.width": g_in, "layer3.width": g_out}
+    s = 0.1 * 0.5 + 0.6 * 0.2 + 0.3 * 0.3
+    x = torch.randn(2, 24, 4, 4, dtype=torch.float64)
+    conv, norm = supergraph.layers[2].branches[8]
+    mask = torch.tensor([1.0] * 8 + [0.5] * 8 + [0.3] * 8, dtype=torch.float64)
+    expected = s * x + (1 - s) * torch.relu(norm(conv(x))) * mask[:, None, None]
+    found = supergraph.layers[2](x, supergraph.layer_weights(weights)[2], torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_soft_resolutions_are_scattered_with_zeros_between() -> None:
+    """Stem with soft resolutions against explicit subsampling, running and putting back (Fig. 3.2)."""
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, seed=4).double().eval()
+    randomise(supergraph, seed=5)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    g = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    hot = supergraph.one_hot(np.zeros(len(space), dtype=np.int64))
+    expected = torch.zeros(2, 8, 8, 8, dtype=torch.float64)
+    for weight, side, reduced in zip(g, (10, 13, 16), (5, 7, 8), strict=True):
+        rows = [i * 16 // side for i in range(side)]
+        small = supergraph.stem(images[:, :, rows][:, :, :, rows], torch.ones(8).double(), torch.tensor(1.0).double())
+        places = [i * 8 // reduced for i in range(reduced)]
+        for i, row in enumerate(places):
+            for j, column in enumerate(places):
+                expected[:, :, row, column] += weight * small[:, :, i, j]
+    seen: list[torch.Tensor] = []
+    supergraph.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    supergraph(images, {**hot, "resolution": g.requires_grad_()})
+    largest = max(seen, key=lambda x: x.shape[-1])
+    torch.testing.assert_close(largest.detach(), expected.detach(), rtol=0, atol=1e-10)
+
+
+def test_images_of_another_side_are_refused() -> None:
+    supergraph = Supergraph(three_layers(), 10, 3)
+    with pytest.raises(ValueError, match="images must be 16x16, got 13x13"):
+        supergraph(torch.zeros(1, 3, 13, 13), supergraph.weights(1.0))
