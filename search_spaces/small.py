@@ -8,17 +8,17 @@ from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
 from search_spaces.variables import span
 
-EXPANSION = span(0.75, 4.5, 0.75)
+EXPANSION = span(0.75, 3.75, 0.75)
 
 
 def cifar() -> SearchSpace:
-    """32x32 images, about 1 to 17 MFLOPs."""
+    """32x32 images, about 0.5 to 12 MFLOPs."""
     return space_of_rows(
         "cifar",
         [
             Row(expansion=(1,), width=span(8, 16, 4)),
-            Row(expansion=EXPANSION, width=span(16, 32, 4)),  # stride 2 in FBNetV2-F
-            Row(expansion=EXPANSION, width=span(16, 32, 4)),
+            Row(expansion=EXPANSION, width=span(16, 28, 4)),  # stride 2 in FBNetV2-F
+            Row(expansion=EXPANSION, width=span(16, 28, 4)),
             Row(expansion=EXPANSION, width=span(24, 48, 8), stride=2),
             Row(expansion=EXPANSION, width=span(24, 48, 8), n=2),
             Row(expansion=EXPANSION, width=span(48, 80, 8), stride=2),
@@ -26,7 +26,7 @@ def cifar() -> SearchSpace:
             Row(expansion=EXPANSION, width=span(72, 112, 8), stride=2),
             Row(expansion=EXPANSION, width=span(72, 112, 8)),
         ],
-        resolutions=(24, 28, 32),
+        resolutions=(20, 26, 32),
         stem_width=16,
         head_width=480,
         description="32x32 images in the shape of FBNetV2-F (thesis 4.4)",

@@ -129,7 +129,7 @@ class SpaceTables:
         space, rows = self.space, self.space.check_rows(rows)
         positions = (self.sides**2)[space.picked(rows, space.resolution)]  # (n, n_slots + 2)
         stem = self.stem[:, space.picked(rows, space.stem.width)]
-        total = _evaluate(stem, positions[:, 0], positions[:, 1])
+        total = evaluate(stem, positions[:, 0], positions[:, 1])
         for index, slot in enumerate(space.slots):
             coefficients = self.slots[index].cost[
                 :,
@@ -138,13 +138,13 @@ class SpaceTables:
                 space.picked(rows, slot.expansion),
                 space.picked(rows, slot.width),
             ]
-            block = _evaluate(coefficients, positions[:, index + 1], positions[:, index + 2])
+            block = evaluate(coefficients, positions[:, index + 1], positions[:, index + 2])
             total = total.plus(block.times(space.present(rows, slot)))
         head = self.head[:, space.picked(rows, space.slots[-1].width)]
-        return total.plus(_evaluate(head, positions[:, -1], positions[:, -1]))
+        return total.plus(evaluate(head, positions[:, -1], positions[:, -1]))
 
 
-def _evaluate(coefficients: Table, positions_in: Table, positions_out: Table) -> Cost:
-    """Cost from coefficients `(5, n)` and pixels `(n,)`."""
+def evaluate(coefficients: Table, positions_in: Table, positions_out: Table) -> Cost:
+    """Cost `(n,)` from coefficients `(5, n)` and pixels, `(n,)` or one number; any shape in place of n."""
     flops = coefficients[0] * positions_in + coefficients[1] * positions_out + coefficients[2]
     return Cost(flops, coefficients[3], coefficients[4])

@@ -19,6 +19,7 @@ from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from search_spaces.variables import Rows
 
+NEAR = 0.85  # share of the upper limit that counts as making use of it
 AIM = 0.95  # where between 0 and the upper limit the search aims, so that the argmax network ends inside
 
 
@@ -85,7 +86,8 @@ class CostWeight:
 def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows) -> Rows:
     """The row inside the limit that is reached from ``row`` by giving up the least of alpha.
 
-    Changes one choice at a time: the change with the smallest loss of logit per unit of log cost gained, until the limit holds.
+    Changes one choice at a time: the smallest loss of logit among changes that end inside (near the upper limit if any do),
+    else the smallest loss per unit of log cost gained.
 
     Args:
         space: the space.
@@ -114,11 +116,12 @@ def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.N
         gained = np.log(now / after) if now > high else np.log(after / now)
         useful = (gained > 0) & ((after >= low) if now > high else (after <= high))
         require(bool(useful.any()), f"no single change brings {budget.quantity} {now} into {budget.limit}")
-        inside = useful & (after >= low) & (after <= high)
-        score = (
-            np.where(inside, lost, np.inf)
-            if inside.any()
-            else np.where(useful, lost / np.maximum(gained, 1e-9), np.inf)
-        )
+        ratio = np.where(useful, lost / np.maximum(gained, 1e-9), np.inf)
+        score = ratio
+        for least in (max(low, NEAR * high), low):  # the least loss among changes that end near the limit, else inside
+            inside = useful & (after >= least) & (after <= high)
+            if inside.any():
+                score = np.where(inside, lost, np.inf)
+                break
         row = changed[int(score.argmin())]
     return row

@@ -35,6 +35,7 @@ class SearchConfig:
     mask_position: MaskPosition = "affine"
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True
+    images: int | None = None  # training images to search on, balanced over classes; None: all
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +52,7 @@ class SearchConfig:
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("commit_resolution", "land"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(self.images is None or self.images >= 10, f"images must be >= 10, got {self.images}")
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
 
     @property

@@ -148,6 +148,9 @@ class Searching:
         in_channels: int,
         device: torch.device,
     ) -> None:
+        if config.images is not None and config.images < len(train):
+            share = config.images / len(train)
+            train = train.subset(split_indices(train.labels, share, numpy_rng(config.seed, "images"))[0])
         first, rest = split_indices(train.labels, config.weights_share, numpy_rng(config.seed, "split"))
         require(min(len(first), len(rest)) >= 2, f"a search needs at least 10 images, got {len(train)}")
         self.weights_source, self.alpha_source = train.subset(first), train.subset(rest)

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from contextlib import suppress
+from itertools import pairwise
 
 import typer
 
@@ -60,9 +61,19 @@ def run(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the option parser
-            return _complain(error.format_message() or "no command given; see nas --help")
+            message = error.format_message() or "no command given; see nas --help"
+            return _complain(f"{message}{_value_given(error, sys.argv[1:] if arguments is None else arguments)}")
         raise
     return result if isinstance(result, int) else 0
+
+
+def _value_given(error: Exception, arguments: list[str]) -> str:
+    """`` (got 'VALUE')`` for the option that a usage error is about, where it can be told."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for name, value in pairwise(arguments):
+        if name in names:
+            return f" (got {value!r})"
+    return ""
 
 
 def _complain(message: str) -> int:

@@ -19,6 +19,9 @@ def search_command(
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="default: what suits the data set")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="of the weight steps")] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="search on so many training images; default all")
+    ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -40,7 +43,7 @@ def search_command(
     set_threads(threads)
     budgets = parse_budgets(flops, params)
     loaded = load_space(space)
-    config = preset(data, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    config = preset(data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed)
     dataset = load_dataset(data, data_dir)
     for budget in budgets:
         label = f"{format_quantity(budget.limit.high)}-{budget.quantity}"

@@ -1,0 +1,82 @@
+import math
+
+import numpy as np
+import pytest
+from small_spaces import three_layers
+
+from nas.searching import parse_budgets
+from search_spaces.errors import UserError
+from search_spaces.limits import Limit
+from search_spaces.sampling import extreme_cost
+from search_spaces.tables import SpaceTables
+from supernets.budget import Budget, CostWeight, repair
+
+
+def tables() -> SpaceTables:
+    return SpaceTables(three_layers(), num_classes=10, in_channels=3)
+
+
+def test_budgets_of_the_command_line() -> None:
+    assert parse_budgets("6M", None) == [Budget("flops", Limit(high=6e6))]
+    assert parse_budgets(None, "0.4M:0.5M,1K") == [Budget("params", Limit(5e5, 4e5)), Budget("params", Limit(1e3))]
+    for flops, params in ((None, None), ("1M", "1M")):
+        with pytest.raises(UserError, match="give one budget"):
+            parse_budgets(flops, params)
+
+
+def test_target_is_inside_the_limit() -> None:
+    assert Budget("flops", Limit(high=100.0)).target == pytest.approx(95.0)
+    assert Budget("flops", Limit(high=100.0, low=98.0)).target == pytest.approx(99.0)
+
+
+@pytest.mark.parametrize("high", [10.0, 1e12])
+def test_a_budget_outside_the_space_names_its_range(high: float) -> None:
+    with pytest.raises(
+        UserError, match=r"no network is that (small|large); networks of space three .* have \S+ to \S+ flops"
+    ):
+        Budget("flops", Limit(high=high)).check(tables())
+
+
+def test_cost_weight_is_proportional_plus_sum() -> None:
+    weight = CostWeight(integral=1.0, gain=4.0, rate=0.5)
+    error = math.log(2.0)
+    assert weight.update(200.0, 100.0) == pytest.approx(1 + 0.5 * error + 4 * error)
+    assert weight.update(50.0, 100.0) == pytest.approx(1 - 4 * error)
+    assert CostWeight(integral=3.0, adapt=False).update(500.0, 100.0) == 3.0
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.9])
+@pytest.mark.parametrize("start", ["smallest", "largest"])
+def test_repair_reaches_the_limit(share: float, start: str) -> None:
+    made = tables()
+    space = made.space
+    low, _ = extreme_cost(made, "flops", largest=False)
+    high, _ = extreme_cost(made, "flops", largest=True)
+    limit = low * (high / low) ** share
+    budget = Budget("flops", Limit(high=limit, low=0.8 * limit))
+    row = np.zeros(len(space), dtype=np.int64) if start == "smallest" else space.option_counts - 1
+    alpha = np.random.default_rng(0).normal(size=int(space.option_counts.sum()))
+    repaired = repair(space, made, budget, alpha, row)
+    assert 0.8 * limit <= made.cost(repaired).flops[0] <= limit
+
+
+def test_repair_gives_up_the_least_logit() -> None:
+    """From the largest network just above a limit, one change suffices; it must be the cheapest in alpha of those near."""
+    made = tables()
+    space = made.space
+    row = space.option_counts - 1
+    (now,) = made.cost(row).flops
+    alpha = np.random.default_rng(1).normal(size=int(space.option_counts.sum()))
+    budget = Budget("flops", Limit(high=float(now) - 1))
+    offsets = np.concatenate([[0], np.cumsum(space.option_counts)[:-1]])
+    best = math.inf
+    for column, count in enumerate(space.option_counts):
+        for option in range(count):
+            changed = row.copy()
+            changed[column] = option
+            if 0.85 * (now - 1) <= made.cost(changed).flops[0] < now:
+                best = min(best, alpha[offsets[column] + row[column]] - alpha[offsets[column] + option])
+    repaired = repair(space, made, budget, alpha, row)
+    lost = sum(alpha[offsets[c] + row[c]] - alpha[offsets[c] + repaired[c]] for c in range(len(row)))
+    assert (repaired != row).sum() == 1
+    assert lost == pytest.approx(best)

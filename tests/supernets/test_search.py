@@ -1,0 +1,176 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_spaces import three_layers
+
+from recipes.checkpoint import load_checkpoint
+from recipes.run_folder import RunFolder
+from recipes.sources import TensorSource
+from search_spaces.errors import UserError
+from search_spaces.limits import Limit
+from search_spaces.tables import SpaceTables
+from supernets.budget import Budget
+from supernets.config import SearchConfig, preset
+from supernets.search import SearchResult, SearchState, search
+
+
+def images(n: int = 120) -> TensorSource:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    y = torch.arange(n) % 4
+    for label in range(4):  # a bright quarter tells the class
+        x[y == label, 8 * (label // 2) : 8 * (label // 2) + 8, 8 * (label % 2) : 8 * (label % 2) + 8] |= 192
+    return TensorSource(x, y, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def config(**changes: Any) -> SearchConfig:
+    return SearchConfig(**{"epochs": 4, "batch_size": 24, "alpha_batch_size": 12, "lr": 0.05, **changes})
+
+
+def run(settings: SearchConfig, high: float = 1e5, **options: Any) -> SearchResult:
+    return search(
+        three_layers(), images(), Budget("flops", Limit(high=high)), settings, num_classes=4, in_channels=3, **options
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfter:
+    def __init__(self, epoch: int, step: int) -> None:
+        self.at = (epoch, step)
+
+    def on_step_end(self, state: SearchState) -> None:
+        if (state.epoch, state.step) == self.at:
+            raise Stop
+
+    def on_epoch_end(self, state: SearchState) -> None:
+        pass
+
+
+def test_result_is_inside_the_budget_and_costs_what_it_says() -> None:
+    result = run(config())
+    tables = SpaceTables(three_layers(), num_classes=4, in_channels=3)
+    assert result.cost.flops <= 1e5
+    assert result.architecture.name.startswith("three-")
+    from search_spaces.membership import row_of
+
+    row = row_of(three_layers(), result.architecture)
+    assert int(tables.cost(row).flops[0]) == result.cost.flops
+
+
+def test_higher_cost_weight_gives_fewer_flops() -> None:
+    """The cost has a gradient: with lambda fixed and no other difference, more of it gives a smaller network."""
+    flops = [
+        run(config(adapt_cost_weight=False, cost_weight=weight, alpha_lr=0.2), high=2e5).argmax_cost.flops
+        for weight in (-5.0, 0.0, 5.0)
+    ]
+    assert flops[0] > flops[1] > flops[2]
+    assert flops[2] < 0.5 * flops[0]
+
+
+def test_same_seed_same_alpha_and_other_seed_another(tmp_path: Path) -> None:
+    alphas = []
+    for index, seed in enumerate((0, 0, 1)):
+        with RunFolder(tmp_path / str(index), {}, seed=seed) as folder:
+            run(config(seed=seed, epochs=2), run=folder)
+            alphas.append(load_checkpoint(folder.checkpoint)["supergraph"]["alpha"])
+    assert torch.equal(alphas[0], alphas[1])
+    assert not torch.equal(alphas[0], alphas[2])
+
+
+@pytest.mark.parametrize("stop", [(1, 2), (3, 0)])
+def test_resumed_search_ends_with_the_same_bits(tmp_path: Path, stop: tuple[int, int]) -> None:
+    settings = config()
+    with RunFolder(tmp_path / "whole", {}, seed=0) as folder:
+        whole = run(settings, run=folder)
+    with pytest.raises(Stop), RunFolder(tmp_path / "cut", {}, seed=0) as folder:
+        run(settings, run=folder, callbacks=[StopAfter(*stop)])
+    with RunFolder(tmp_path / "cut", {}, seed=0, resume=True) as folder:
+        resumed = run(settings, run=folder, resume=True)
+    assert resumed == whole
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    for name, tensor in a["supergraph"].items():
+        assert torch.equal(tensor, b["supergraph"][name]), name
+    for name in ("alpha.csv", "architecture.json", "result.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "cut")]
+    assert [line.rsplit(",", 1)[0] for line in rows[0]] == [
+        line.rsplit(",", 1)[0] for line in rows[1]
+    ]  # all but seconds
+    assert len(rows[0]) == 1 + settings.epochs
+
+
+def test_warm_up_leaves_alpha_alone(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}, seed=0) as folder:
+        run(config(warmup=0.5), run=folder)
+        history = load_checkpoint(folder.checkpoint)["alpha_history"]
+    assert (history[:2] == 0).all()
+    assert (history[2] != 0).any()
+
+
+def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
+    from supernets.search import Searching
+
+    settings = config(warmup=0.0)
+    searching = Searching(
+        three_layers(), images(), Budget("flops", Limit(high=1e5)), settings, num_classes=4, in_channels=3,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    parameters = dict(searching.supergraph.named_parameters())
+
+    def changed(phase: str) -> set[bool]:
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        searching._phase(phase, [])
+        return {name == "alpha" for name, value in parameters.items() if not torch.equal(before[name], value)}
+
+    assert changed("weights") == {False}
+    assert changed("alpha") == {True}
+
+
+def test_a_loss_that_is_not_finite_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"the loss is nan at epoch \d+, step \d+ .*--lr"):
+        run(config(lr=1e30, clip_grad_norm=1e30))
+
+
+def test_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}, seed=0) as folder:
+        run(config(epochs=1), run=folder)
+    from search_spaces.rows import Row, space_of_rows
+
+    other = space_of_rows("three", [Row(expansion=(1,), width=(8,))], resolutions=(16,), stem_width=8, head_width=8)
+    with (
+        RunFolder(tmp_path / "run", {}, seed=0, resume=True) as folder,
+        pytest.raises(UserError, match="does not fit this search"),
+    ):
+        search(
+            other, images(), Budget("flops", Limit(high=5e4)), config(epochs=1), num_classes=4, in_channels=3, run=folder,
+            resume=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 0), ("lr", float("nan")), ("weights_share", 1.0), ("tau_decay", 0.0), ("seed", -1)]
+)
+def test_config_names_the_field(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=field):
+        config(**{field: value})
+
+
+def test_preset_takes_changes() -> None:
+    assert preset("digits", epochs=3, lr=None).epochs == 3
+    assert preset("digits", lr=None).lr == SearchConfig().lr
+    assert preset("imagefolder:/x") == SearchConfig()
+
+
+def test_alpha_table_has_a_column_for_every_option(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}, seed=0) as folder:
+        run(config(epochs=2), run=folder)
+    header, *rows = (tmp_path / "run" / "alpha.csv").read_text().splitlines()
+    assert len(header.split(",")) == 1 + int(np.sum(three_layers().option_counts))
+    assert len(rows) == 2
+    assert "layer2.block=skip" in header
