@@ -1,13 +1,13 @@
 """What all benchmark scripts share: the table on the terminal, the CSV file, and where it was measured."""
 
 import argparse
-import csv
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 
@@ -31,18 +31,8 @@ def provenance() -> dict[str, str]:
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Print the rows and write them to ``path``, with provenance columns."""
-    if not rows:
-        return
+    table = pd.DataFrame(list(rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *provenance()], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{**row, **provenance()} for row in rows])
-    shown = [
-        {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows
-    ]
-    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
-    print("  ".join(f"{key:>{width}}" for key, width in widths.items()))
-    for row in shown:
-        print("  ".join(f"{row[key]:>{width}}" for key, width in widths.items()))
+    table.assign(**provenance()).to_csv(path, index=False, float_format="%.6g")
+    print(table.to_string(index=False, float_format="%.4g"))
     print(f"written to {path}")

@@ -107,7 +107,7 @@ class VariableSet:
             UserError: another shape, or an index outside its variable's options.
         """
         array = np.atleast_2d(np.asarray(rows))
-        require(array.dtype.kind in "iu", f"rows must hold integers, got {array.dtype}")
+        require(array.dtype.kind in "iu" or array.size == 0, f"rows must hold integers, got {array.dtype}")
         require(array.shape[1] == len(self), f"rows must have {len(self)} columns, got {array.shape[1]}")
         wrong = np.argwhere((array < 0) | (array >= self.option_counts))
         if len(wrong):

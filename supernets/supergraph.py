@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.network import initialise
+from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from search_spaces.variables import Rows
@@ -56,6 +57,7 @@ class Supergraph(nn.Module):
         mask_position: MaskPosition = "affine",
     ) -> None:
         super().__init__()
+        require(len(space) > 0, f"space {space.name} has nothing to choose: every variable has one option")
         self.space = space
         self.tables = SpaceTables(space, num_classes=num_classes, in_channels=in_channels)
         self.option_counts = [int(count) for count in space.option_counts]

@@ -27,5 +27,4 @@ def get_command(
     from recipes.datasets import resolve_data_dir
     from recipes.fetch import get_dataset
 
-    path = get_dataset(name, resolve_data_dir(data_dir), log=lambda line: typer.echo(line, err=True))
-    typer.echo(f"{name} is in {path}")
+    get_dataset(name, resolve_data_dir(data_dir), log=typer.echo)
