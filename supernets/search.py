@@ -287,8 +287,16 @@ class Searching:
         self.current_lambda = self.cost_weight.update(measured, self.budget.target)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss + self.current_lambda * expected / limit.high)
+        decided_logits = {name: self._logits(name).clone() for name in self.committed}
         self.alpha_optimizer.step()
+        for name, kept in decided_logits.items():  # Adam's momentum would move them on without a gradient
+            self._logits(name).copy_(kept)
         return logits
+
+    def _logits(self, variable: str) -> Tensor:
+        """View of the logits `(n_options,)` of one variable."""
+        parts = torch.split(self.supergraph.alpha.detach(), self.supergraph.option_counts)
+        return parts[self.space.column[variable]]
 
     def _commit(self, progress: float) -> None:
         """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it."""

@@ -20,7 +20,7 @@ def search_command(
     epochs: Annotated[int | None, typer.Option("--epochs", help="default: what suits the data set")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="of the weight steps")] = None,
     images: Annotated[
-        int | None, typer.Option("--images", help="search on so many training images; default all")
+        int | None, typer.Option("--images", help="search on so many training images; default: what suits the data set")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
     seed: Seed = 0,

@@ -113,6 +113,16 @@ def test_warm_up_leaves_alpha_alone(tmp_path: Path) -> None:
     assert (history[2] != 0).any()
 
 
+def test_decided_resolution_is_the_argmax_of_the_logged_alpha(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}, seed=0) as folder:
+        result = run(config(epochs=6, commit_resolution=0.3, alpha_lr=0.2), run=folder)
+        stored = load_checkpoint(folder.checkpoint)
+    logits = stored["alpha_history"][:, :3]
+    assert stored["committed"] == {"resolution": int(logits[-1].argmax())}
+    assert (logits[2:] == logits[-1]).all()
+    assert result.architecture.resolution == three_layers().resolution.options[int(logits[-1].argmax())]
+
+
 def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
     from supernets.search import Searching
 
