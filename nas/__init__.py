@@ -16,6 +16,7 @@ _WHERE = {
     "search": "nas.searching",
     "train": "nas.training",
     "export": "nas.exporting",
+    "load": "search_spaces.zoo",
     "load_space": "nas.loading",
     "load_architecture": "nas.loading",
     "load_model": "nas.loading",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from search_spaces.space import SearchSpace as SearchSpace
     from search_spaces.tables import SpaceTables as SpaceTables
     from search_spaces.variables import span as span
+    from search_spaces.zoo import load as load
     from supernets.config import SearchConfig as SearchConfig
     from supernets.supergraph import Supergraph as Supergraph
 

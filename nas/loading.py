@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recipes.checkpoint import load_checkpoint
+from search_spaces import zoo
 from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError, closest
 from search_spaces.network import Network, build
@@ -54,14 +55,16 @@ def _space_of_function(text: str) -> SearchSpace:
 
 
 def load_architecture(source: str | Path | Architecture) -> Architecture:
-    """An architecture from its JSON file or from the run folder that holds it.
+    """An architecture from its JSON file, from the run folder that holds it, or a published one by name (`nas zoo`).
 
     Raises:
-        UserError: missing or damaged file, or a run that has not ended.
+        UserError: missing or damaged file, a run that has not ended, or an unknown name.
     """
     if isinstance(source, Architecture):
         return source
     path = Path(source)
+    if not path.exists() and path.name == str(source) and not path.suffix:
+        return zoo.load(str(source))
     if path.is_dir():
         require((path / "architecture.json").is_file(), f"{path} holds no architecture.json; has the search ended?")
         path = path / "architecture.json"

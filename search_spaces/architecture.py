@@ -31,7 +31,11 @@ class Block:
       the stride, squeeze-and-excite when ``squeeze_channels > 0``, 1x1 projection; residual iff stride 1 and channels agree.
     - ``skip``: identity when stride is 1 and channels agree, else 1x1 convolution, batch norm, ReLU.
     - ``pool_head``: 1x1 convolution to ``mid_channels``, batch norm, activation, global average pool, 1x1 convolution
-      without norm or bias, activation (the efficient last stage of the published networks).
+      without norm, activation (the efficient last stage of the published networks).
+
+    Facts of some published networks: ``bias`` gives the block's convolutions biases besides their norms; ``groups`` divides
+    both 1x1 convolutions of an ``ir`` block, with a channel shuffle after the first; ``padding`` of the kernel in pixels
+    replaces kernel // 2.
     """
 
     kind: BlockKind
@@ -42,6 +46,9 @@ class Block:
     squeeze_channels: int = 0
     activation: Activation = "relu"
     pointwise: bool = True
+    bias: bool = False
+    groups: int = 1
+    padding: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("out_channels", "kernel", "stride"):
@@ -65,14 +72,35 @@ class Block:
             f"squeeze_channels of a {self.kind} block must be 0, got {self.squeeze_channels}",
         )
         require(self.pointwise or self.kind == "ir", f"pointwise of a {self.kind} block must be true")
+        require(
+            1 <= self.groups <= MAX_CHANNELS,
+            f"groups of a {self.kind} block must be in 1..{MAX_CHANNELS}, got {self.groups}",
+        )
+        require(self.groups == 1 or self.kind == "ir", f"groups of a {self.kind} block must be 1, got {self.groups}")
+        require(
+            self.mid_channels % self.groups == 0 and (self.groups == 1 or self.out_channels % self.groups == 0),
+            f"groups must divide mid_channels {self.mid_channels} and out_channels {self.out_channels}, got {self.groups}",
+        )
+        require(not self.bias or self.kind != "skip", "bias of a skip block must be false")
+        if self.padding is not None:
+            kernelled = self.kind in ("conv", "ir")
+            require(
+                kernelled and 0 <= self.padding <= self.kernel // 2,
+                f"padding must be in 0..kernel // 2, got {self.padding}",
+            )
         if self.kind in ("skip", "pool_head"):
             require(self.kernel == 1, f"kernel of a {self.kind} block must be 1, got {self.kernel}")
         if self.kind == "pool_head":
             require(self.stride == 1, f"stride of a pool_head block must be 1, got {self.stride}")
 
+    @property
+    def pad(self) -> int:
+        """Padding of the kernel in pixels."""
+        return self.kernel // 2 if self.padding is None else self.padding
+
     def keeps_shape(self, in_channels: int) -> bool:
         """Whether output and input have the same shape, so that an identity or a residual exists."""
-        return self.stride == 1 and in_channels == self.out_channels
+        return self.stride == 1 and in_channels == self.out_channels and self.pad == self.kernel // 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +118,11 @@ class Architecture:
         require(0 < len(self.blocks) <= MAX_BLOCKS, f"blocks must number 1..{MAX_BLOCKS}, got {len(self.blocks)}")
         for index, block in enumerate(self.blocks):
             where = f"block {index} ({block.kind})"
+            entering = self.blocks[index - 1].out_channels if index else None
+            require(
+                block.groups == 1 or not block.pointwise or (entering is not None and entering % block.groups == 0),
+                f"{where}: groups must divide the {entering} channels that enter, got {block.groups}",
+            )
             last = index == len(self.blocks) - 1
             require(block.kind != "pool_head" or last, f"{where} must be the last block: it pools to 1x1")
             if not block.pointwise:

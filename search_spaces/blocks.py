@@ -21,8 +21,10 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
     activation: Activation | None = None,
+    bias: bool = False,
+    padding: int | None = None,
 ) -> nn.Sequential:
-    """Convolution without bias (padding kernel // 2), batch norm, activation if any."""
+    """Convolution (padding kernel // 2 unless given), batch norm, activation if any."""
     module: nn.Sequential = Conv2dNormActivation(
         in_channels,
         out_channels,
@@ -30,6 +32,8 @@ def conv_norm(
         stride=stride,
         groups=groups,
         activation_layer=None if activation is None else ACTIVATIONS[activation],
+        bias=bias,
+        padding=padding,
     )
     return module
 
@@ -45,30 +49,36 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, block: Block, in_channels: int, stochastic_depth: float = 0.0) -> None:
         super().__init__()
-        mid = block.mid_channels
-        self.pw = conv_norm(in_channels, mid, activation=block.activation) if block.pointwise else nn.Identity()
-        self.dw = conv_norm(mid, mid, kernel=block.kernel, stride=block.stride, groups=mid, activation=block.activation)
+        mid, groups, bias = block.mid_channels, block.groups, block.bias
+        self.pw: nn.Module = nn.Identity()
+        if block.pointwise:
+            self.pw = conv_norm(in_channels, mid, activation=block.activation, groups=groups, bias=bias)
+        self.shuffle = nn.ChannelShuffle(groups) if groups > 1 else nn.Identity()
+        self.dw = conv_norm(
+            mid, mid, kernel=block.kernel, stride=block.stride, groups=mid, activation=block.activation, bias=bias,
+            padding=block.padding,
+        )  # fmt: skip
         self.se: nn.Module = nn.Identity()
         if block.squeeze_channels:
             self.se = squeeze_excitation(mid, block.squeeze_channels, activation=ACTIVATIONS[block.activation])
-        self.pwl = conv_norm(mid, block.out_channels)
+        self.pwl = conv_norm(mid, block.out_channels, groups=groups, bias=bias)
         self.residual = block.keeps_shape(in_channels)
         self.drop = StochasticDepth(stochastic_depth, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in, H, W)` to `(B, out, H / stride, W / stride)`, sizes rounded up."""
-        branch: Tensor = self.pwl(self.se(self.dw(self.pw(x))))
+        branch: Tensor = self.pwl(self.se(self.dw(self.shuffle(self.pw(x)))))
         return x + self.drop(branch) if self.residual else branch
 
 
 class PoolHead(nn.Module):
-    """Efficient last stage: 1x1 convolution, norm, activation, global pool, 1x1 convolution without bias, activation."""
+    """Efficient last stage: 1x1 convolution, norm, activation, global pool, 1x1 convolution, activation."""
 
     def __init__(self, block: Block, in_channels: int) -> None:
         super().__init__()
-        self.pw = conv_norm(in_channels, block.mid_channels, activation=block.activation)
+        self.pw = conv_norm(in_channels, block.mid_channels, activation=block.activation, bias=block.bias)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.pwl = nn.Conv2d(block.mid_channels, block.out_channels, 1, bias=False)
+        self.pwl = nn.Conv2d(block.mid_channels, block.out_channels, 1, bias=block.bias)
         self.activation = ACTIVATIONS[block.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,8 +95,9 @@ def build_block(block: Block, in_channels: int, stochastic_depth: float = 0.0) -
         return PoolHead(block, in_channels)
     if block.kind == "conv":
         return conv_norm(
-            in_channels, block.out_channels, kernel=block.kernel, stride=block.stride, activation=block.activation
-        )
+            in_channels, block.out_channels, kernel=block.kernel, stride=block.stride, activation=block.activation,
+            bias=block.bias, padding=block.padding,
+        )  # fmt: skip
     if block.keeps_shape(in_channels):
         return nn.Identity()
     return conv_norm(in_channels, block.out_channels, stride=block.stride, activation="relu")

@@ -12,6 +12,7 @@ effective sizes of Eq. 3.6). All formulas are affine in positions, which `search
 from typing import Any, NamedTuple
 
 from search_spaces.architecture import Architecture, Block
+from search_spaces.serialisation import require
 
 Number = Any  # int, numpy integer array or torch tensor; the formulas use + and * only
 
@@ -35,9 +36,9 @@ class Cost(NamedTuple):
         return Cost(*(entry * factor for entry in self))
 
 
-def out_size(size: int, stride: int) -> int:
-    """Side in pixels of the map that leaves an odd kernel with padding kernel // 2: size / stride rounded up."""
-    return (size - 1) // stride + 1
+def out_size(size: int, stride: int, shrink: int = 0) -> int:
+    """Side in pixels after a kernel: (size - shrink) / stride rounded up, where shrink is kernel - 1 - 2 x padding."""
+    return (size - shrink - 1) // stride + 1
 
 
 def conv_cost(
@@ -70,18 +71,20 @@ def ir_cost(
     squeeze: bool,
     positions_in: Number,
     positions_out: Number,
+    bias: bool = False,
+    groups: int = 1,
 ) -> Cost:
     """Inverted residual block; the first pointwise convolution works at ``positions_in``, the rest at ``positions_out``."""
-    total = conv_cost(1, mid_channels, kernel, positions_out, norm=True)
+    total = conv_cost(1, mid_channels, kernel, positions_out, norm=True, bias=bias)
     if pointwise:
-        total = total.plus(conv_cost(in_channels, mid_channels, 1, positions_in, norm=True))
+        total = total.plus(conv_cost(in_channels // groups, mid_channels, 1, positions_in, norm=True, bias=bias))
     if squeeze:
         total = total.plus(
             pool_cost(mid_channels, positions_out),
             conv_cost(mid_channels, squeeze_channels, 1, 1, bias=True),
             conv_cost(squeeze_channels, mid_channels, 1, 1, bias=True),
         )
-    return total.plus(conv_cost(mid_channels, out_channels, 1, positions_out, norm=True))
+    return total.plus(conv_cost(mid_channels // groups, out_channels, 1, positions_out, norm=True, bias=bias))
 
 
 def skip_cost(in_channels: Number, out_channels: Number, *, stride: int, positions_out: Number) -> Cost:
@@ -90,10 +93,12 @@ def skip_cost(in_channels: Number, out_channels: Number, *, stride: int, positio
     return projection if stride > 1 else projection.times(1 * (in_channels != out_channels))
 
 
-def pool_head_cost(in_channels: Number, mid_channels: Number, out_channels: Number, positions: Number) -> Cost:
-    """Efficient last stage: 1x1 convolution and norm, global pool, 1x1 convolution without norm or bias."""
-    return conv_cost(in_channels, mid_channels, 1, positions, norm=True).plus(
-        pool_cost(mid_channels, positions), conv_cost(mid_channels, out_channels, 1, 1)
+def pool_head_cost(
+    in_channels: Number, mid_channels: Number, out_channels: Number, positions: Number, *, bias: bool = False
+) -> Cost:
+    """Efficient last stage: 1x1 convolution and norm, global pool, 1x1 convolution without norm."""
+    return conv_cost(in_channels, mid_channels, 1, positions, norm=True, bias=bias).plus(
+        pool_cost(mid_channels, positions), conv_cost(mid_channels, out_channels, 1, 1, bias=bias)
     )
 
 
@@ -105,11 +110,11 @@ def classifier_cost(in_channels: Number, num_classes: int, positions: Number) ->
 def block_cost(block: Block, in_channels: int, positions_in: int, positions_out: int) -> Cost:
     """Exact cost of one block of an Architecture."""
     if block.kind == "conv":
-        return conv_cost(in_channels, block.out_channels, block.kernel, positions_out, norm=True)
+        return conv_cost(in_channels, block.out_channels, block.kernel, positions_out, norm=True, bias=block.bias)
     if block.kind == "skip":
         return skip_cost(in_channels, block.out_channels, stride=block.stride, positions_out=positions_out)
     if block.kind == "pool_head":
-        return pool_head_cost(in_channels, block.mid_channels, block.out_channels, positions_in)
+        return pool_head_cost(in_channels, block.mid_channels, block.out_channels, positions_in, bias=block.bias)
     return ir_cost(
         in_channels,
         block.mid_channels,
@@ -120,6 +125,8 @@ def block_cost(block: Block, in_channels: int, positions_in: int, positions_out:
         squeeze=block.squeeze_channels > 0,
         positions_in=positions_in,
         positions_out=positions_out,
+        bias=block.bias,
+        groups=block.groups,
     )
 
 
@@ -137,7 +144,10 @@ def cost(
     size = resolution or architecture.resolution
     total = Cost(0, 0, 0)
     for channels, block in architecture.layers(in_channels):
-        reduced = 1 if block.kind == "pool_head" else out_size(size, block.stride)
+        reduced = 1 if block.kind == "pool_head" else out_size(size, block.stride, block.kernel - 1 - 2 * block.pad)
+        require(
+            reduced > 0, f"an image of side {size} is too small for a {block.kind} block with kernel {block.kernel}"
+        )
         total = total.plus(block_cost(block, channels, size * size, reduced * reduced))
         size = reduced
     return total.plus(classifier_cost(architecture.out_channels, num_classes, size * size))

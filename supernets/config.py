@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 32, "batch_size": 96, "alpha_batch_size": 64},
     "mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
     "fashion-mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
-    "cifar10": {"epochs": 30, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
+    "cifar10": {"epochs": 30, "batch_size": 128, "alpha_batch_size": 128, "images": 5_000},
 }
 
 

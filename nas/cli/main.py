@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import typer
 
-from nas.cli import data, demo, export, search, spaces, train
+from nas.cli import data, demo, export, search, spaces, train, zoo
 
 app = typer.Typer(
     name="nas",
@@ -24,6 +24,7 @@ app.command("export")(export.export_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(data.app, name="data")
 app.add_typer(spaces.app, name="spaces")
+app.add_typer(zoo.app, name="zoo")
 
 
 def tune_process() -> None:

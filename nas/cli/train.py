@@ -10,7 +10,9 @@ from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, s
 
 
 def train_command(
-    architecture: Annotated[str, typer.Argument(help="architecture file, or run folder of a search")],
+    architecture: Annotated[
+        str, typer.Argument(help="architecture file, run folder of a search, or published network (nas zoo)")
+    ],
     data: Data,
     out: Out,
     recipe: Annotated[

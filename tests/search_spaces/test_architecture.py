@@ -113,6 +113,9 @@ def test_json_holds_plain_values_and_the_schema() -> None:
         "squeeze_channels": 0,
         "activation": "relu",
         "pointwise": True,
+        "bias": False,
+        "groups": 1,
+        "padding": None,
     }
 
 

@@ -1,0 +1,201 @@
+"""Reads networks written as lines of facts, see the head of `networks.yaml`, into Architectures."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.architecture import Activation, Architecture, Block
+from search_spaces.errors import UserError, closest
+from search_spaces.serialisation import from_plain, require
+from search_spaces.space import round_channels
+
+FILE = Path(__file__).with_name("networks.yaml")
+ALIASES = {"fbnetv2_f5": "fbnetv2_l2"}  # the published name of the same network
+ACTIVATIONS: dict[str, Activation] = {"re": "relu", "hs": "hswish"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """Rules of a family of networks: channel rounding, squeeze-and-excite width, which convolutions have biases."""
+
+    divisor: int
+    threshold: float
+    squeeze: str
+    round_squeeze: bool
+    block_bias: bool
+    head_bias: bool
+
+    def round(self, channels: float) -> int:
+        """R of the published networks; fractions are cut where the divisor is 1 and the width a whole number."""
+        return round_channels(channels, self.divisor, self.threshold)
+
+    def squeeze_channels(self, mid_channels: int, expansion: float) -> int:
+        """A quarter of the middle width, or of the width before expansion."""
+        share = 0.25 if self.squeeze == "mid" else 0.25 / expansion
+        channels = int(share * mid_channels)
+        return self.round(channels) if self.round_squeeze else channels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """Published figures at the own resolution: millions of multiply-adds and weights, ImageNet top-1 in percent."""
+
+    flops_m: float
+    params_m: float
+    top1: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One network of a file."""
+
+    architecture: Architecture
+    published: Published | None
+
+
+def load_networks(path: str | Path = FILE) -> dict[str, Entry]:
+    """All networks of a file in the format of `networks.yaml`, by name.
+
+    Raises:
+        UserError: missing file, not the format; the message names the network and the line of facts.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    keyed = isinstance(data, dict) and isinstance(data.get("families"), dict) and isinstance(data.get("networks"), dict)
+    require(keyed, f"{path}: expected the keys families and networks")
+    families = {
+        str(name): from_plain(Family, rules, f"{path}: family {name}") for name, rules in data["families"].items()
+    }
+    return {
+        str(name): _entry(str(name), facts, families, f"{path}: {name}") for name, facts in data["networks"].items()
+    }
+
+
+def _entry(name: str, facts: Any, families: dict[str, Family], where: str) -> Entry:
+    require(isinstance(facts, dict), f"{where}: expected a mapping")
+    family = families.get(str(facts.get("family")))
+    if family is None:
+        raise UserError(f"{where}: unknown family {facts.get('family')!r}{closest(str(facts.get('family')), families)}")
+    lines, side = facts.get("lines"), facts.get("input")
+    if not isinstance(lines, list) or not isinstance(side, int):
+        raise UserError(f"{where}: input must be a number of pixels and lines a list")
+    blocks: list[Block] = []
+    channels = 0
+    for number, line in enumerate(lines, start=1):
+        for block in _blocks(line, channels, family, f"{where}, line {number}"):
+            blocks.append(block)
+            channels = block.out_channels
+    architecture = Architecture(name=name, resolution=side, blocks=tuple(blocks))
+    known = facts.get("published")
+    return Entry(architecture=architecture, published=None if known is None else from_plain(Published, known, where))
+
+
+_PREFIXED = {"kernel": "k", "expansion": "e", "out_channels": "c", "stride": "s", "se": "se"}
+
+
+def _number(text: Any, field: str, where: str) -> float:
+    prefix = _PREFIXED[field]
+    match = re.fullmatch(rf"{prefix}(\d+(?:\.\d+)?)", str(text))
+    if match is None:
+        raise UserError(f"{where}: {field} must be {prefix} and a number, got {text!r}")
+    return float(match[1])
+
+
+def _blocks(line: Any, in_channels: int, family: Family, where: str) -> list[Block]:
+    """The blocks of one line, entered by ``in_channels`` (0 for the image)."""
+    if not isinstance(line, list) or len(line) < 8:
+        raise UserError(
+            f"{where}: expected [type, kernel, expansion, out_channels, stride, repeats, se, activation, ...]"
+        )
+    kind, kernel, expansion, out, stride, repeats, se, activation, *extras = line
+    same = out == "csame"
+    if not isinstance(repeats, int) or not 1 <= repeats <= 100:
+        raise UserError(f"{where}: repeats must be in 1..100, got {repeats!r}")
+    out_channels = in_channels if same else int(_number(out, "out_channels", where))
+    first_stride = int(_number(stride, "stride", where))
+    groups, padding = 1, None
+    for extra in extras:
+        match = re.fullmatch(r"([gp])(\d+)", str(extra))
+        if match is None:
+            raise UserError(f"{where}: unknown extra {extra!r}; allowed: gN, pN")
+        if match[1] == "g":
+            groups = int(match[2])
+        else:
+            padding = int(match[2])
+    blocks = []
+    for repeat in range(repeats):
+        common: dict[str, Any] = {"out_channels": out_channels, "stride": 1 if repeat else first_stride}
+        if kind == "skip":
+            blocks.append(Block(kind="skip", **common))
+            continue
+        if activation not in ACTIVATIONS:
+            raise UserError(f"{where}: activation must be re or hs, got {activation!r}")
+        common["activation"] = ACTIVATIONS[activation]
+        if kind == "conv":
+            side = int(_number(kernel, "kernel", where))
+            blocks.append(Block(kind="conv", kernel=side, padding=padding, bias=True, **common))
+            continue
+        if kind not in ("mb", "pool_head"):
+            raise UserError(f"{where}: type must be conv, mb, skip or pool_head, got {kind!r}")
+        ratio = _number(expansion, "expansion", where)
+        mid = family.round(in_channels * ratio)
+        if kind == "pool_head":
+            blocks.append(Block(kind="pool_head", mid_channels=mid, bias=family.head_bias, **common))
+        else:
+            blocks.append(
+                Block(
+                    kind="ir",
+                    kernel=int(_number(kernel, "kernel", where)),
+                    mid_channels=mid,
+                    squeeze_channels=family.squeeze_channels(mid, ratio) if _number(se, "se", where) else 0,
+                    pointwise=mid != in_channels,
+                    bias=family.block_bias,
+                    groups=groups,
+                    padding=padding,
+                    **common,
+                )
+            )
+        in_channels = out_channels
+    return blocks
+
+
+@cache
+def _published_networks() -> dict[str, Entry]:
+    return load_networks()
+
+
+def names() -> list[str]:
+    """Names of all published networks, in the file's order."""
+    return list(_published_networks())
+
+
+def _found(name: str) -> Entry:
+    wanted = name.lower().replace("-", "_")
+    wanted = ALIASES.get(wanted, wanted)
+    networks = _published_networks()
+    if wanted not in networks:
+        raise UserError(f"unknown network {name!r}{closest(wanted, networks)}")
+    return networks[wanted]
+
+
+def load(name: str) -> Architecture:
+    """A published network; upper case and dashes are accepted (``FBNetV3-B``).
+
+    Raises:
+        UserError: nothing of that name; the closest is suggested.
+    """
+    return _found(name).architecture
+
+
+def published(name: str) -> Published | None:
+    """Published figures of a network, where there are any."""
+    return _found(name).published
