@@ -9,13 +9,15 @@ from pathlib import Path
 from nas.exporting import ExportResult, export
 from nas.loading import load_space
 from nas.searching import search
-from nas.training import train
+from nas.training import default_recipe, train
 from recipes.datasets import load_dataset
+from recipes.recipe import Recipe, load_recipe
 from recipes.trainer import Callback
 from search_spaces.limits import Limit, format_quantity, parse_limits
 from search_spaces.sampling import rows_within
 from search_spaces.serialisation import require
 from search_spaces.tables import SpaceTables
+from supernets.budget import Budget
 from supernets.config import preset
 from supernets.search import SearchCallback
 
@@ -75,13 +77,17 @@ def demo(
     require(len(limits) == 1, f"the demo takes one budget, got {flops!r}")
     space, data = load_space(SPACE), load_dataset(DATA)
     tables = SpaceTables(space, num_classes=data.num_classes, in_channels=data.in_channels)
+    Budget("flops", limits[0]).witness(tables)
+    recipe = load_recipe(default_recipe(DATA))
+    recipe = recipe if train_epochs is None else recipe.with_epochs(train_epochs)
+    require(not out.exists() or out.is_dir(), f"{out} is a file; the demo needs a folder")
     near = {"flops": Limit(high=limits[0].high, low=0.9 * limits[0].high)}
     config = preset(DATA, epochs=epochs, seed=seed)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker) as pool:
         rows = rows_within(space, RANDOM_NETWORKS, near, tables=tables, seed=seed)
         randoms = [
-            pool.submit(_train_random, space.decode(row).to_json(), str(out / f"random{index}"), seed, train_epochs)
+            pool.submit(_train_random, space.decode(row).to_json(), str(out / f"random{index}"), seed, recipe)
             for index, row in enumerate(rows)
         ]
         try:
@@ -91,14 +97,14 @@ def demo(
             )
             log(f"found {found.architecture.name}; training it")
             trained = train(
-                found.architecture, data, out=out / "train", seed=seed, epochs=train_epochs, resume=True,
+                found.architecture, data, recipe=recipe, out=out / "train", seed=seed, resume=True,
                 callbacks=train_callbacks,
             )  # fmt: skip
             exported = export(out / "train")
             log(f"exported {exported.path}; waiting for the random networks")
             others = [random.result() for random in randoms]
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _terminate(pool)
             raise
     searched = DemoRow(
         name="searched",
@@ -124,6 +130,13 @@ def demo_table(result: DemoResult) -> str:
     return "\n".join(lines)
 
 
+def _terminate(pool: ProcessPoolExecutor) -> None:
+    """Stop the second process at once; what it has trained so far is in its checkpoints."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _start_worker() -> None:
     """One thread for the second process: two processes share the cores."""
     import torch
@@ -131,10 +144,10 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _train_random(architecture: dict[str, object], out: str, seed: int, epochs: int | None) -> DemoRow:
+def _train_random(architecture: dict[str, object], out: str, seed: int, recipe: Recipe) -> DemoRow:
     from search_spaces.architecture import Architecture
 
-    result = train(Architecture.from_json(architecture), DATA, out=out, seed=seed, epochs=epochs, resume=True)
+    result = train(Architecture.from_json(architecture), DATA, recipe=recipe, out=out, seed=seed, resume=True)
     return DemoRow(
         name=Path(out).name,
         flops=result.cost.flops,

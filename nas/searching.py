@@ -9,7 +9,8 @@ import torch
 from nas.loading import load_space
 from recipes.datasets import Dataset, load_dataset
 from recipes.run_folder import RunFolder
-from search_spaces.limits import Limit, parse_limits
+from recipes.trainer import checked_device
+from search_spaces.limits import Limit, format_quantity, parse_limits
 from search_spaces.serialisation import require, to_plain
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
@@ -31,14 +32,36 @@ def parse_budgets(flops: str | Limit | None, params: str | Limit | None) -> list
     return [Budget(quantity, limit) for limit in limits]
 
 
+def budget_label(budget: Budget) -> str:
+    """Short text of a budget that can be part of a folder's name, for example ``6M-flops`` or ``5M-6M-flops``."""
+    low = f"{format_quantity(budget.limit.low)}-" if budget.limit.low else ""
+    return f"{low}{format_quantity(budget.limit.high)}-{budget.quantity}"
+
+
+def run_folders(out: Path | None, name: str, budgets: Sequence[Budget]) -> list[Path]:
+    """One folder a budget: ``out`` itself for a single one, folders inside it for several; default below ``runs``.
+
+    Raises:
+        UserError: two budgets with the same label.
+    """
+    labels = [budget_label(budget) for budget in budgets]
+    require(len(set(labels)) == len(labels), f"two budgets are alike: {', '.join(labels)}")
+    plain = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name).strip(".-") or "run"
+    if len(budgets) == 1:
+        return [out or Path("runs") / f"{plain}-{labels[0]}"]
+    return [(out or Path("runs") / plain) / label for label in labels]
+
+
 def describe_space(space: SearchSpace) -> dict[str, Any]:
-    """Name and options of every variable, as recorded in a run's configuration."""
+    """Everything that makes the space what it is, constants and strides included, as recorded in a run's configuration."""
     return {
         "name": space.name,
-        "variables": {
-            variable.name: [getattr(option, "name", option) for option in variable.options]
-            for variable in space.variables
-        },
+        "resolution": to_plain(space.resolution),
+        "stem": to_plain(space.stem),
+        "slots": {f"layer{index}": to_plain(slot) for index, slot in enumerate(space.slots, start=1)},
+        "head": to_plain(space.head),
+        "squeeze": space.squeeze,
+        "round_widths": space.round_widths,
     }
 
 
@@ -79,10 +102,10 @@ def search(
     (budget,) = _single(parse_budgets(flops, params))
     space = load_space(space)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
+    require(config is None or not changes, f"give config or single settings, not both: {', '.join(changes)}")
     config = config or preset(dataset.name, **changes)
-    tables = SpaceTables(space, num_classes=dataset.num_classes, in_channels=dataset.in_channels)
-    budget.check(tables)
-    require(device == "cpu" or torch.cuda.is_available(), f"device {device!r}: no CUDA device here; use --device cpu")
+    budget.witness(SpaceTables(space, num_classes=dataset.num_classes, in_channels=dataset.in_channels))
+    chosen = checked_device(device)
 
     def run_search(run: RunFolder | None) -> SearchResult:
         return search_supergraph(
@@ -94,7 +117,7 @@ def search(
             in_channels=dataset.in_channels,
             run=run,
             callbacks=callbacks,
-            device=device,
+            device=chosen,
             resume=resume,
         )
 

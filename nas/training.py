@@ -11,7 +11,7 @@ from nas.loading import MODEL, load_architecture, save_model
 from recipes.datasets import Dataset, load_dataset
 from recipes.recipe import Recipe, load_recipe
 from recipes.run_folder import RunFolder
-from recipes.trainer import Callback, Evaluation, fit
+from recipes.trainer import Callback, Evaluation, checked_device, fit
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost, cost
 from search_spaces.network import build
@@ -87,7 +87,7 @@ def train(
     recipe = recipe.replace(**given)
     side = resolution or architecture.resolution
     require(seed >= 0, f"seed must be >= 0, got {seed}")
-    require(device == "cpu" or torch.cuda.is_available(), f"device {device!r}: no CUDA device here; use --device cpu")
+    checked_device(device)
     model = build(
         architecture,
         dataset.num_classes,

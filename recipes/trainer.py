@@ -166,7 +166,7 @@ def fit(
     Raises:
         UserError: input that does not fit together, a loss that is not finite, a checkpoint of another run.
     """
-    device = _device(device)
+    device = checked_device(device)
     require(seed >= 0, f"seed must be >= 0, got {seed}")
     require(len(train) >= 2, f"training needs at least 2 images, got {len(train)}")
     if resume and run is None:
@@ -354,12 +354,19 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _device(device: torch.device | str) -> torch.device:
+def checked_device(device: torch.device | str) -> torch.device:
+    """The device, if there is one.
+
+    Raises:
+        UserError: an unknown name, or CUDA where torch sees none.
+    """
     try:
         device = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"unknown device {device!r}; for example cpu or cuda") from error
-    require(device.type != "cuda" or torch.cuda.is_available(), "device cuda: torch sees no CUDA device here")
+    require(
+        device.type != "cuda" or torch.cuda.is_available(), f"device {device}: torch sees no CUDA device here; use cpu"
+    )
     return device
 
 

@@ -33,8 +33,10 @@ class Limit:
         return (array >= self.low) & (array <= self.high)
 
     def __str__(self) -> str:
-        high = format_quantity(self.high)
-        return f"{format_quantity(self.low)}:{high}" if self.low else f"at most {high}"
+        low, high = format_quantity(self.low), format_quantity(self.high)
+        if low == high:  # a range narrower than four digits show
+            return f"{self.low:.10g}:{self.high:.10g}"
+        return f"{low}:{high}" if self.low else f"at most {high}"
 
 
 def parse_quantity(text: str) -> float:
@@ -45,7 +47,7 @@ def parse_quantity(text: str) -> float:
     """
     match = _NUMBER.fullmatch(text)
     if match is None:
-        raise UserError(f"{text!r} is not a quantity; write a number such as 450M, 0.5M, 1.2G or 8.5")
+        raise UserError(f"{text!r} is not a quantity; write a number such as 450M, 0.5M, 1.2G or 8.5, without exponent")
     return float(match[1]) * SUFFIXES[match[2].upper()]
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces.errors import UserError
 from search_spaces.limits import Limit, format_quantity
-from search_spaces.sampling import extreme_cost
+from search_spaces.sampling import extreme_cost, sobol_rows
 from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
@@ -41,10 +42,14 @@ class Budget:
         aim = AIM * self.limit.high
         return aim if aim >= self.limit.low else (self.limit.low + self.limit.high) / 2
 
-    def check(self, tables: SpaceTables) -> None:
-        """Raise UserError, with the range of the space, unless some network meets the limit."""
-        low, _ = extreme_cost(tables, self.quantity, largest=False)
-        high, _ = extreme_cost(tables, self.quantity, largest=True)
+    def witness(self, tables: SpaceTables) -> Rows:
+        """Some row `(d,)` inside the limit, found before any training.
+
+        Raises:
+            UserError: there is none, or none was found in a very narrow range; the message gives the range of the space.
+        """
+        low, smallest = extreme_cost(tables, self.quantity, largest=False)
+        high, largest = extreme_cost(tables, self.quantity, largest=True)
         where = (
             f"networks of space {tables.space.name} for {tables.num_classes} classes have"
             f" {format_quantity(low)} to {format_quantity(high)} {self.quantity}"
@@ -54,6 +59,13 @@ class Budget:
             max(self.limit.low, AIM * self.limit.high) <= high,
             f"--{self.quantity} {self.limit}: no network is that large; {where}",
         )
+        indifferent = np.zeros(int(tables.space.option_counts.sum()))
+        for start in (smallest, largest, *sobol_rows(tables.space, 64, seed=0)):
+            try:
+                return repair(tables.space, tables, self, indifferent, start)
+            except UserError:
+                continue
+        raise UserError(f"--{self.quantity} {self.limit}: no network was found in that range; {where}")
 
 
 @dataclass(slots=True)
@@ -83,6 +95,27 @@ class CostWeight:
         return self.integral + self.gain * error
 
 
+def repaired_row(tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows, witness: Rows) -> Rows:
+    """`repair` of ``row``; where that gets stuck, the ``witness`` improved in alpha as far as the limit allows."""
+    space = tables.space
+    try:
+        return repair(space, tables, budget, alpha, row)
+    except UserError:
+        row = witness.copy()
+    logits = np.split(alpha, np.cumsum(space.option_counts)[:-1])
+    improved = True
+    while improved:  # every pass raises the sum of logits, so this ends
+        improved = False
+        for column, values in enumerate(logits):
+            changed = np.repeat(row[None], len(values), axis=0)
+            changed[:, column] = np.arange(len(values))
+            inside = budget.limit.holds(tables.cost(changed)._asdict()[budget.quantity])
+            best = int(np.where(inside, values, -np.inf).argmax())
+            if values[best] > values[row[column]]:
+                row, improved = changed[best], True
+    return row
+
+
 def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows) -> Rows:
     """The row inside the limit that is reached from ``row`` by giving up the least of alpha.
 
@@ -97,7 +130,7 @@ def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.N
         row: `(d,)` start, usually the argmax.
 
     Raises:
-        UserError: no chain of single changes reaches the limit.
+        UserError: a point from which no single change leads on (a chain of skips can be one); see `Budget.witness`.
     """
     counts = space.option_counts
     offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -105,7 +138,7 @@ def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.N
     option = np.concatenate([np.arange(count) for count in counts])
     low, high = budget.limit.low, budget.limit.high
     row = row.copy()
-    for _ in range(len(column)):
+    for _ in range(2 * len(column)):
         (now,) = tables.cost(row)._asdict()[budget.quantity]
         if low <= now <= high:
             return row
@@ -124,4 +157,4 @@ def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.N
                 score = np.where(inside, lost, np.inf)
                 break
         row = changed[int(score.argmin())]
-    return row
+    raise UserError(f"{budget.quantity} {now} did not come into {budget.limit}")

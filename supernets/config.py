@@ -1,8 +1,11 @@
 """Configuration of a search."""
 
+import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Any
 
+from search_spaces.errors import closest
 from search_spaces.serialisation import require, require_finite
 from supernets.masking import MaskPosition
 
@@ -39,8 +42,11 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "alpha_batch_size"):
-            require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        require(self.epochs >= 1, f"epochs must be >= 1, got {self.epochs}")
+        for name in ("batch_size", "alpha_batch_size"):  # batch norm needs two images
+            require(getattr(self, name) >= 2, f"{name} must be >= 2, got {getattr(self, name)}")
         positive = ("lr", "tau_start", "clip_grad_norm") + (("alpha_lr",) if self.alpha_lr is not None else ())
         for name in positive:
             require_finite(**{name: getattr(self, name)})
@@ -61,6 +67,18 @@ class SearchConfig:
         return round(self.warmup * self.epochs)
 
 
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """Refuse what a Python caller without a type checker may pass."""
+    if typing.get_origin(hint) is typing.Literal:
+        allowed = typing.get_args(hint)
+        require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        return
+    kinds = typing.get_args(hint) or (hint,)
+    fine = any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds)
+    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    require(fine, f"{name} must be {expected}, got {value!r}")
+
+
 # What suits the sets that come by name; everything else is the class's default. As the thesis searches on a tenth of ImageNet,
 # small sets are searched on a part of their images: a step runs all block types at all resolutions.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -74,4 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(data: str, **changes: Any) -> SearchConfig:
     """The configuration that suits the data set ``data``, with changes; entries that are None change nothing."""
     given = {key: value for key, value in changes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(SearchConfig)}
+    for key in given:
+        require(key in known, f"unknown search setting {key!r}{closest(key, known)}")
     return SearchConfig(**{**PRESETS.get(data, {}), **given})

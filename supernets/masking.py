@@ -49,6 +49,7 @@ def masked_norm(x: Tensor, norm: nn.BatchNorm2d, mask: Tensor) -> Tensor:
     Returns:
         `(B, C, H, W)`.
     """
+    assert norm.momentum is not None, "no cumulative averages here"
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     return F.batch_norm(
@@ -58,7 +59,7 @@ def masked_norm(x: Tensor, norm: nn.BatchNorm2d, mask: Tensor) -> Tensor:
         norm.weight * mask,
         norm.bias * mask,
         training=norm.training,
-        momentum=norm.momentum or 0.0,
+        momentum=norm.momentum,
         eps=norm.eps,
     )
 

@@ -26,7 +26,7 @@ from search_spaces.seeding import numpy_rng, stream_seed
 from search_spaces.serialisation import require, to_plain, write_json, write_text_atomic
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
-from supernets.budget import Budget, CostWeight, repair
+from supernets.budget import Budget, CostWeight, repaired_row
 from supernets.config import SearchConfig
 from supernets.gumbel import gumbel_noise, temperature
 from supernets.supergraph import Supergraph
@@ -47,7 +47,7 @@ class SearchState:
     step: int = 0  # within the epoch, counted from 0
     phase: str = "weights"
     loss: float = math.nan  # cross entropy of the last step
-    accuracy: float = math.nan  # in percent, of the last step
+    accuracy: float = math.nan  # in percent, of the phase so far
     tau: float = math.nan
     expected: float = math.nan  # expected cost in the budget's quantity
     row: dict[str, float] = field(default_factory=dict)  # of the last finished epoch, as in metrics.csv
@@ -158,7 +158,7 @@ class Searching:
         self.supergraph = Supergraph(
             space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position
         )
-        budget.check(self.supergraph.tables)
+        self.witness = budget.witness(self.supergraph.tables)
         self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights_steps = max(1, len(first) // config.batch_size)
         self.alpha_steps = max(1, len(rest) // config.alpha_batch_size)
@@ -196,6 +196,8 @@ class Searching:
         row: dict[str, float] = {"epoch": epoch}
         row |= self._phase("weights", callbacks)
         row |= self._phase("alpha", callbacks) if learns else {"alpha_loss": math.nan, "alpha_accuracy": math.nan}
+        if not all(bool(tensor.isfinite().all()) for tensor in self.supergraph.state_dict().values()):
+            self._diverged("weights are not finite")  # a checkpoint must not keep that
         row |= {"tau": state.tau, "cost_weight": self.current_lambda, **self._costs()}
         state.row = row | {"seconds": round(time.process_time() - started, 3)}
         self.history.append(state.row)
@@ -330,12 +332,12 @@ class Searching:
     def _check(self, loss: Tensor) -> None:
         self.state.loss = float(loss.detach())
         if not math.isfinite(self.state.loss):
-            self._diverged()
+            self._diverged(f"the loss is {self.state.loss}")
 
-    def _diverged(self) -> NoReturn:
+    def _diverged(self, what: str) -> NoReturn:
         state = self.state
         raise UserError(
-            f"the loss is {state.loss} at epoch {state.epoch}, step {state.step} ({state.phase});"
+            f"{what} at epoch {state.epoch}, step {state.step} ({state.phase});"
             f" try a lower --lr than {self.config.lr:g}"
         )
 
@@ -345,7 +347,8 @@ class Searching:
         argmax = self.supergraph.argmax_row(self.committed)
         row = argmax
         if not self.budget.limit.holds(self._row_cost(argmax)):
-            row = repair(self.space, tables, self.budget, self.supergraph.alpha.detach().double().cpu().numpy(), argmax)
+            alpha = self.supergraph.alpha.detach().double().cpu().numpy()
+            row = repaired_row(tables, self.budget, alpha, argmax, self.witness)
         canonical = self.space.canonical(row)[0]
         architecture = self.space.decode(canonical)
         cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))
@@ -401,10 +404,30 @@ class Searching:
             self.cost_weight.integral = float(stored["cost_weight_integral"])
             self.current_lambda = float(stored["current_lambda"])
             self.committed = {str(name): int(option) for name, option in stored["committed"].items()}
-            self.history = list(stored["history"])
+            self.history = [dict(row) for row in stored["history"]]
             self.alpha_history = list(stored["alpha_history"].unbind())
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where} does not fit this search: {str(error).splitlines()[0]}") from error
+            self._check_restored()
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{where} does not fit this search: {(str(error).splitlines() or ['damaged'])[0]}"
+            ) from error
+
+    def _check_restored(self) -> None:
+        """Raise ValueError for a checkpoint that is readable but not of a search that went well."""
+        tensors = [*self.supergraph.state_dict().values(), *self.alpha_history]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise ValueError("it holds numbers that are not finite")
+        if not (math.isfinite(self.cost_weight.integral) and math.isfinite(self.current_lambda)):
+            raise ValueError("its cost weight is not finite")
+        if not len(self.history) == len(self.alpha_history) <= self.config.epochs:
+            raise ValueError(f"it has {len(self.history)} epochs of {self.config.epochs}")
+        if any(alpha.shape != self.supergraph.alpha.shape for alpha in self.alpha_history):
+            raise ValueError("its alpha has another length")
+        for optimizer in (self.weights_optimizer, self.alpha_optimizer):
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if name != "step" and isinstance(value, Tensor) and value.shape != parameter.shape:
+                        raise ValueError(f"its optimizer's {name} has another shape")
 
     def _write_alpha(self, run: RunFolder) -> None:
         """`alpha.csv`: one row an epoch, one column an option."""

@@ -10,6 +10,8 @@ import typer
 
 from nas.cli import data, demo, export, search, spaces, train, zoo
 
+INTERRUPTED = 130  # exit code of Ctrl-C
+
 app = typer.Typer(
     name="nas",
     help="Design efficient networks: search, train, export.",
@@ -56,25 +58,34 @@ def run(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+        return _interrupted()
     except typer.Exit as error:
         return int(error.exit_code)
+    except MemoryError:
+        return _complain("out of memory; try a smaller --batch-size")
+    except OSError as error:
+        return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the option parser
             message = error.format_message() or "no command given; see nas --help"
             return _complain(f"{message}{_value_given(error, sys.argv[1:] if arguments is None else arguments)}")
         raise
+    if result == INTERRUPTED:  # the option parser has turned Ctrl-C into this
+        return _interrupted()
     return result if isinstance(result, int) else 0
 
 
 def _value_given(error: Exception, arguments: list[str]) -> str:
     """`` (got 'VALUE')`` for the option that a usage error is about, where it can be told."""
     names = getattr(getattr(error, "param", None), "opts", ())
-    for name, value in pairwise(arguments):
-        if name in names:
-            return f" (got {value!r})"
-    return ""
+    given = [(name, value) for name, value in pairwise(arguments) if name in names]
+    given += [(name, value) for name, sign, value in (a.partition("=") for a in arguments) if sign and name in names]
+    return f" (got {given[-1][1]!r})" if given else ""
+
+
+def _interrupted() -> int:
+    print("nas: interrupted; a run goes on with --resume", file=sys.stderr)  # noqa: T201
+    return INTERRUPTED
 
 
 def _complain(message: str) -> int:

@@ -31,10 +31,11 @@ def search_command(
     """Search a space for the best network inside a budget (DMaskingNAS, FBNetV2)."""
     from nas.cli.progress import ProgressBar
     from nas.loading import load_space
-    from nas.searching import parse_budgets, search
+    from nas.searching import budget_label, parse_budgets, run_folders, search
     from recipes.datasets import load_dataset
     from search_spaces.limits import format_quantity, parse_limits
     from search_spaces.serialisation import require
+    from search_spaces.tables import SpaceTables
     from supernets.config import preset
 
     if latency_ms is not None:
@@ -45,10 +46,12 @@ def search_command(
     loaded = load_space(space)
     config = preset(data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed)
     dataset = load_dataset(data, data_dir)
-    for budget in budgets:
-        label = f"{format_quantity(budget.limit.high)}-{budget.quantity}"
-        folder = out or Path("runs") / f"{_plain(loaded.name)}-{_plain(data)}"
-        folder = folder / label if len(budgets) > 1 else (folder if out else folder.with_name(f"{folder.name}-{label}"))
+    tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)
+    for budget in budgets:  # all of them before the first search starts
+        budget.witness(tables)
+    folders = run_folders(out, f"{loaded.name}-{data}", budgets)
+    for budget, folder in zip(budgets, folders, strict=True):
+        label = budget_label(budget)
         with ProgressBar(label, budget.quantity) as progress:
             result = search(
                 loaded,
@@ -72,9 +75,3 @@ def search_command(
                 f"the argmax network had {format_quantity(before)} {budget.quantity} and was repaired to the budget"
             )
         typer.echo(f"written to {folder}; train it with: nas train {folder} --data {data} --out {folder}-trained")
-
-
-def _plain(text: str) -> str:
-    """Letters, digits, dot, dash and underscore of a name, so that it can be part of a folder's name."""
-    kept = "".join(c if c.isalnum() or c in ".-_" else "-" for c in text)
-    return kept.strip(".-") or "run"

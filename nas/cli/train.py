@@ -29,18 +29,15 @@ def train_command(
 ) -> None:
     """Train a network with a recipe, from scratch."""
     from nas.cli.progress import ProgressBar
-    from nas.training import default_recipe, train
-    from recipes.recipe import load_recipe
+    from nas.training import train
     from search_spaces.limits import format_quantity
 
     set_threads(threads)
-    loaded = load_recipe(recipe or default_recipe(data))
-    loaded = loaded.with_epochs(epochs) if epochs is not None else loaded
     with ProgressBar(Path(architecture).name) as progress:
         result = train(
             architecture,
             data,
-            recipe=loaded,
+            recipe=recipe,
             out=out,
             seed=seed,
             data_dir=data_dir,
@@ -48,6 +45,7 @@ def train_command(
             resume=resume,
             callbacks=[progress],
             command=sys.argv[1:],
+            epochs=epochs,
             batch_size=batch_size,
             lr=lr,
         )

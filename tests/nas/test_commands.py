@@ -83,7 +83,7 @@ def test_finished_runs_can_be_resumed(finished: Path, capsys: pytest.CaptureFixt
 def test_several_budgets_are_several_searches(tmp_path: Path) -> None:
     arguments = [argument if argument != "30K" else "25K,20K:40K" for argument in SEARCH]
     assert run([*arguments, "--epochs", "1", "--out", str(tmp_path / "both")]) == 0
-    assert {path.name for path in (tmp_path / "both").iterdir()} == {"25K-flops", "40K-flops"}
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"25K-flops", "20K-40K-flops"}
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,50 @@ def test_folder_of_another_run(finished: Path, capsys: pytest.CaptureFixture[str
     refused(capsys, [*SEARCH, "--epochs", "2", "--seed", "4", *out, "--resume"], "seed was 0, now 4")
 
 
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_changed_space_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stride is no searched variable, but it makes another space."""
+    space = tmp_path / "mine.yaml"
+    space.write_text(Path(SPACE).read_text())
+    command = ["search", "--space", str(space), "--data", "digits", "--flops", "30K", "--threads", "1", "--epochs", "1"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    space.write_text(space.read_text().replace("stride: 2", "stride: 1"))
+    refused(capsys, [*command, "--out", str(tmp_path / "run"), "--resume"], "stride was 2, now 1")
+
+
+def test_budgets_are_checked_before_the_first_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for budgets, words in (("30K,9G", "no network is that large"), ("30K,30K", "alike")):
+        arguments = [argument if argument != "30K" else budgets for argument in SEARCH]
+        refused(capsys, [*arguments, "--epochs", "1", "--out", str(tmp_path / "both")], words)
+        assert not (tmp_path / "both").exists()
+
+
 def test_damaged_checkpoint(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in (finished / "search").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    resume = [*SEARCH, "--epochs", "2", "--resume", "--out"]
+    folder = copied(finished / "search", tmp_path / "truncated")
     checkpoint = folder / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    refused(capsys, [*SEARCH, "--epochs", "2", "--out", str(folder), "--resume"], "checkpoint.pt", "damaged")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(capsys, [*resume, str(folder)], "checkpoint.pt", "damaged")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    folder = copied(finished / "search", tmp_path / "nan")
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state["supergraph"]["alpha"][0] = float("nan")
+    torch.save(state, folder / "checkpoint.pt")
+    refused(capsys, [*resume, str(folder)], "checkpoint.pt", "not finite")
+
+    folder = copied(finished / "search", tmp_path / "evil")
+    trap = tmp_path / "trap"
+    (folder / "checkpoint.pt").write_bytes(pickle.dumps({"schema": 1, "history": Evil(trap)}))
+    refused(capsys, [*resume, str(folder)], "checkpoint.pt", "damaged")
+    assert not trap.exists()
 
 
 class Evil:
@@ -178,6 +214,9 @@ def test_wrong_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         capsys, ["train", str(finished / "search"), "--data", "digits", "--recipe", "digitz", "--out", "x"], "digits"
     )
     refused(capsys, ["export", str(finished / "search")], "nas train")
+    refused(
+        capsys, ["train", "fbnetv3_z", "--data", "digits", "--out", str(tmp_path / "out")], "did you mean 'fbnetv3_"
+    )
     assert not (tmp_path / "out").exists()
 
 

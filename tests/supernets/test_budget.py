@@ -6,10 +6,11 @@ from small_spaces import three_layers
 
 from nas.searching import parse_budgets
 from search_spaces.errors import UserError
+from search_spaces.fbnetv2 import fbnetv2_f
 from search_spaces.limits import Limit
 from search_spaces.sampling import extreme_cost
 from search_spaces.tables import SpaceTables
-from supernets.budget import Budget, CostWeight, repair
+from supernets.budget import Budget, CostWeight, repair, repaired_row
 
 
 def tables() -> SpaceTables:
@@ -34,7 +35,7 @@ def test_a_budget_outside_the_space_names_its_range(high: float) -> None:
     with pytest.raises(
         UserError, match=r"no network is that (small|large); networks of space three .* have \S+ to \S+ flops"
     ):
-        Budget("flops", Limit(high=high)).check(tables())
+        Budget("flops", Limit(high=high)).witness(tables())
 
 
 def test_cost_weight_is_proportional_plus_sum() -> None:
@@ -80,3 +81,26 @@ def test_repair_gives_up_the_least_logit() -> None:
     lost = sum(alpha[offsets[c] + row[c]] - alpha[offsets[c] + repaired[c]] for c in range(len(row)))
     assert (repaired != row).sum() == 1
     assert lost == pytest.approx(best)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.03, 1.1])
+def test_budgets_near_the_smallest_network_are_met(factor: float) -> None:
+    """Single changes get stuck there (a chain of skips is cheap, one skip is not): then the witness is improved."""
+    made = SpaceTables(fbnetv2_f(), num_classes=10, in_channels=3)
+    low, _ = extreme_cost(made, "flops", largest=False)
+    budget = Budget("flops", Limit(high=low * factor))
+    witness = budget.witness(made)
+    assert made.cost(witness).flops[0] <= low * factor
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        alpha = rng.normal(size=int(made.space.option_counts.sum()))
+        start = np.array([part.argmax() for part in np.split(alpha, np.cumsum(made.space.option_counts)[:-1])])
+        row = repaired_row(made, budget, alpha, start, witness)
+        assert made.cost(row).flops[0] <= low * factor
+
+
+def test_a_range_that_no_network_meets_is_refused_before_the_search() -> None:
+    made = tables()
+    cost = int(made.cost(made.space.option_counts // 2).flops[0])
+    with pytest.raises(UserError, match=r"no network was found in that range"):
+        Budget("flops", Limit(high=cost + 0.6, low=cost + 0.5)).witness(made)

@@ -171,6 +171,20 @@ def test_config_names_the_field(field: str, value: float) -> None:
         config(**{field: value})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 1.5}, {"epochs": "1"}, {"mask_position": "bogus"}, {"batch_size": 1}, {"amp": 1}, {"images": 3}],
+)
+def test_config_refuses_wrong_types_and_values(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        SearchConfig(**change)
+
+
+def test_misspelt_setting_names_the_closest() -> None:
+    with pytest.raises(UserError, match="unknown search setting 'epoch'; did you mean 'epochs'"):
+        preset("digits", epoch=3)
+
+
 def test_preset_takes_changes() -> None:
     assert preset("digits", epochs=3, lr=None).epochs == 3
     assert preset("digits", lr=None).lr == SearchConfig().lr
