@@ -23,7 +23,10 @@ _WHERE = {
     "load_dataset": "recipes.datasets",
     "load_recipe": "recipes.recipe",
     "build": "search_spaces.network",
+    "build_backbone": "search_spaces.backbone",
     "cost": "search_spaces.cost",
+    "low_resolution": "search_spaces.scaling",
+    "scale": "search_spaces.scaling",
     "rows_within": "search_spaces.sampling",
     "Architecture": "search_spaces.architecture",
     "Block": "search_spaces.architecture",
@@ -53,7 +56,10 @@ if TYPE_CHECKING:
     from recipes.recipe import load_recipe as load_recipe
     from search_spaces.architecture import Architecture as Architecture
     from search_spaces.architecture import Block as Block
+    from search_spaces.backbone import build_backbone as build_backbone
     from search_spaces.cost import cost as cost
+    from search_spaces.scaling import low_resolution as low_resolution
+    from search_spaces.scaling import scale as scale
     from search_spaces.errors import UserError as UserError
     from search_spaces.limits import Limit as Limit
     from search_spaces.network import build as build

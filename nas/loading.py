@@ -1,7 +1,10 @@
 """Spaces, architectures and trained models by name or path."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +12,38 @@ import torch
 
 from recipes.checkpoint import load_checkpoint
 from search_spaces import zoo
-from search_spaces.architecture import Architecture
-from search_spaces.errors import UserError, closest
+from search_spaces.architecture import MAX_RESOLUTION, Architecture
+from search_spaces.cost import check_image_and_classes, cost
+from search_spaces.errors import UserError, closest, first_line
 from search_spaces.network import Network, build
-from search_spaces.serialisation import require
+from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import SPACES
 from search_spaces.yaml_space import load_yaml_space
 
 MODEL = "model.pt"
 MODEL_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What must be known of a trained network besides its architecture and weights."""
+
+    data: str
+    num_classes: int
+    in_channels: int
+    resolution: int  # side of the training images in pixels
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_image_and_classes(self.num_classes, self.in_channels)
+        require(
+            1 <= self.resolution <= MAX_RESOLUTION, f"resolution must be in 1..{MAX_RESOLUTION}, got {self.resolution}"
+        )
+        require(
+            len(self.class_names) == self.num_classes,
+            f"class_names must be {self.num_classes} names, got {len(self.class_names)}",
+        )
 
 
 def load_space(space: str | Path | SearchSpace) -> SearchSpace:
@@ -47,8 +72,9 @@ def _space_of_function(text: str) -> SearchSpace:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         space = function()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"space {text}: {str(error).splitlines()[0]}") from error
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything at all
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"space {text}: {kind}{first_line(error)}") from error
     if not isinstance(space, SearchSpace):
         raise UserError(f"space {text}: the function returned {type(space).__name__}, not a SearchSpace")
     return space
@@ -71,6 +97,32 @@ def load_architecture(source: str | Path | Architecture) -> Architecture:
     return Architecture.load(path)
 
 
+def save_architectures(files: Mapping[Path, Architecture]) -> None:
+    """Write new files, all or none; their folders are created.
+
+    Raises:
+        UserError: a file is there already, or cannot be written.
+    """
+    made: list[Path] = []  # in the order of making
+    try:
+        for path, architecture in files.items():
+            require(not path.exists(), f"{path} is there already; choose another folder")
+            missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+            for folder in reversed(missing):
+                folder.mkdir()
+                made.append(folder)
+            require(path.parent.is_dir(), f"cannot write into {path.parent}: it is not a folder")
+            made.append(path)
+            architecture.save(path)
+    except BaseException as error:
+        for place in reversed(made):
+            with contextlib.suppress(OSError):
+                place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise
+
+
 def save_model(path: Path, network: Network, architecture: Architecture, facts: dict[str, Any]) -> None:
     """Weights of a trained network with what is needed to use them; see `load_model`."""
     from recipes.checkpoint import save_checkpoint
@@ -82,7 +134,7 @@ def save_model(path: Path, network: Network, architecture: Architecture, facts: 
 
 
 def load_model(source: str | Path) -> tuple[Network, Architecture, dict[str, Any]]:
-    """A trained network in eval mode, its architecture, and facts: ``data``, ``num_classes``, ``in_channels``, ``class_names``.
+    """A trained network in eval mode, its architecture, and its facts: the fields of `ModelFacts`.
 
     Args:
         source: run folder of `nas train`, or its model.pt.
@@ -95,15 +147,34 @@ def load_model(source: str | Path) -> tuple[Network, Architecture, dict[str, Any
         require((path / MODEL).is_file(), f"{path} holds no {MODEL}: train it first (nas train {path})")
         path = path / MODEL
     stored = load_checkpoint(path)
-    require(stored.get("schema") == MODEL_SCHEMA, f"{path} is no model of nas train: schema {stored.get('schema')!r}")
+    schema = stored.get("schema")
+    known = type(schema) is int and schema == MODEL_SCHEMA  # a tensor compares element-wise
+    require(known, f"{path} is no model of nas train: schema must be {MODEL_SCHEMA}, got {_short(schema)}")
     try:
-        architecture = Architecture.from_json(stored["architecture"], str(path))
-        facts = {key: value for key, value in stored.items() if key not in ("schema", "architecture", "state")}
-        network = build(architecture, int(facts["num_classes"]), int(facts["in_channels"]))
+        architecture = Architecture.from_json(stored["architecture"], "architecture")
+        plain = {key: value for key, value in stored.items() if key not in ("schema", "architecture", "state")}
+        facts = from_plain(ModelFacts, plain, "facts")
+        exact = cost(
+            architecture,
+            num_classes=facts.num_classes,
+            in_channels=facts.in_channels,
+            resolution=facts.resolution,
+        )
+        held = sum(tensor.numel() for tensor in stored["state"].values())
+        require(held >= exact.params_all, f"it holds {held} weights, its network has {exact.params_all}")
+        network = build(architecture, facts.num_classes, facts.in_channels)
         network.load_state_dict(stored["state"])
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    require(
-        all(bool(torch.isfinite(p).all()) for p in network.parameters()), f"{path} holds weights that are not finite"
-    )
-    return network.eval(), architecture, facts
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: key {error} is missing") from error
+    except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    for name, tensor in network.state_dict().items():
+        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+        require(finite, f"{path} is damaged: {name} holds values that are not finite")
+    return network.eval(), architecture, to_plain(facts)
+
+
+def _short(value: object) -> str:
+    """A value for an error message, on one line and not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

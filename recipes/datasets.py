@@ -327,12 +327,15 @@ def _load_digits() -> Dataset:
 def _load_folder(name: str, workers: int | None, auto_augment: bool) -> Dataset:
     given = name.removeprefix(FOLDER_PREFIX)
     require(bool(given), f"{FOLDER_PREFIX}PATH needs the path of a folder with train/ and val/ in it")
-    path = _expand(given)
+    path = _expand(given).absolute()
     train, test = (FolderSource(path / part, workers=workers, auto_augment=auto_augment) for part in ("train", "val"))
     differing = sorted(set(train.class_names) ^ set(test.class_names))
     require(not differing, f"{path}: train and val need the same classes; in one only: {', '.join(differing[:5])}")
+    require(
+        len(train.class_names) >= 2, f"{path}: training needs at least 2 classes, got {train.class_names[0]!r} only"
+    )
     return Dataset(
-        name=name,
+        name=f"{FOLDER_PREFIX}{path}",  # of a run started in any folder
         num_classes=len(train.class_names),
         in_channels=3,
         resolution=224,

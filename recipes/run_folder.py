@@ -47,7 +47,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """Content of the run folder's `config.json`: the keys `config`, `versions`, `seed`, `command`.
 
     Raises:
-        UserError: the folder is missing or holds no run.
+        UserError: the folder is missing or holds no run, or the file is damaged.
     """
     file = Path(path) / CONFIG
     if not file.is_file():
@@ -55,6 +55,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     stored = read_json(file)
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise UserError(f"{file} is damaged: key 'config' is missing")
+    known = stored.get("versions", {})
+    if not isinstance(known, dict) or not all(isinstance(version, str) for version in known.values()):
+        raise UserError(f"{file} is damaged: key 'versions' must be a mapping of names to versions")
     return stored
 
 
@@ -140,8 +143,8 @@ class RunFolder:
                         "config": self._config, "seed": self._seed, "command": self._command, "versions": versions()
                     },
                 )  # fmt: skip
-            for name in (CONFIG, ARCHITECTURE, RECIPE, METRICS, CHECKPOINT):
-                for leftover in self.path.glob(f".{name}.*.tmp"):  # a killed writer's: nobody writes under our lock
+            for leftover in self.path.glob(".*.tmp"):  # a killed writer's: nobody else writes under our lock
+                if leftover.is_file():
                     leftover.unlink(missing_ok=True)
         except OSError as error:
             self._leave(undo=True)
@@ -242,13 +245,23 @@ class RunFolder:
             raise UserError(f"cannot write {self.metrics}: {error.strerror}") from error
 
     def truncate_metrics(self, epochs_done: int) -> None:
-        """Keep the rows of epochs < `epochs_done`; drop later ones and whatever a killed process left half-written."""
+        """Keep the rows of epochs < `epochs_done`; drop later ones and whatever a killed process left half-written.
+
+        Raises:
+            UserError: the file is damaged, or cannot be read or written.
+        """
         if not self.metrics.exists():
             return
-        if epochs_done == 0:
-            self.metrics.unlink()
-            return
-        lines = self.metrics.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
+        if not self.metrics.is_file():
+            raise UserError(f"{self.metrics} is damaged: it must be a file")
+        try:
+            if epochs_done == 0:
+                self.metrics.unlink()
+                return
+            content = self.metrics.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot use {self.metrics}: {error.strerror}") from error
+        lines = content.decode("utf-8", errors="replace").splitlines(keepends=True)
         whole = list(csv.reader(io.StringIO("".join(line for line in lines if line.endswith("\n")))))
         if not whole or "epoch" not in whole[0]:
             raise UserError(f"{self.metrics} is damaged: its header has no column 'epoch'")

@@ -8,6 +8,7 @@ called. Equal generators therefore give equal batches bit for bit; nothing globa
 import copy
 import math
 import os
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, first_line
 from search_spaces.seeding import stream_seed
 from search_spaces.serialisation import require
 
@@ -194,7 +195,7 @@ class FolderSource:
         try:
             listed = ImageFolder(str(folder))
         except OSError as error:  # torchvision names the classes without images
-            raise UserError(f"{folder}: {_first_line(error)}") from error
+            raise UserError(f"{folder}: {first_line(error)}") from error
         self.class_names = tuple(listed.classes)
         self._paths = [path for path, _ in listed.samples]
         self._labels = torch.tensor(listed.targets, dtype=torch.int64)
@@ -237,6 +238,7 @@ class FolderSource:
             batch_sampler=[self._indices[chunk].tolist() for chunk in chunks],
             num_workers=self._workers,
             collate_fn=_stack,
+            worker_init_fn=_ignore_interrupt,
             generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
         )
 
@@ -368,7 +370,7 @@ class _DecodedFiles(Dataset["Tensor | str"]):
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except Exception as error:  # Pillow's readers raise almost anything on damaged files
-            return f"cannot read image {path}: {_first_line(error)}"
+            return f"cannot read image {path}: {first_line(error)}"
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator only
             torch.default_generator.manual_seed(stream_seed(self.seed, "image", index))
             return torch.from_numpy(np.array(self.transform(image)))
@@ -396,13 +398,18 @@ def _stack(samples: list[Tensor | str]) -> Tensor | str:
     return torch.stack(images)
 
 
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; a worker leaves when the loader of the main process ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _surviving(loader: "DataLoader[Tensor | str]") -> Iterator[Tensor | str]:
     try:
         yield from loader
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise UserError(f"a process that reads images died ({_first_line(error)}); try fewer workers") from error
+        raise UserError(f"a process that reads images died ({first_line(error)}); try fewer workers") from error
 
 
 def _check_request(batch_size: int, resolution: int, rng: np.random.Generator | None, augment: bool) -> None:
@@ -425,7 +432,3 @@ def _draw_order(length: int, rng: np.random.Generator | None) -> Tensor:
 def _split(positions: Tensor, batch_size: int, drop_last: bool) -> list[Tensor]:
     end = len(positions) // batch_size * batch_size if drop_last else len(positions)
     return [positions[start : min(start + batch_size, end)] for start in range(0, end, batch_size)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -25,7 +25,7 @@ from recipes.regularisation import CrossEntropy, draw_mixup, mixup
 from recipes.run_folder import RunFolder
 from recipes.schedules import lr_factor
 from recipes.sources import Source
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, first_line
 from search_spaces.seeding import numpy_rng, stream_seed
 from search_spaces.serialisation import require
 
@@ -281,8 +281,9 @@ class _Training:
 
     def require_finite_weights(self) -> None:
         """The last step of an epoch has no next loss to show that it diverged; a checkpoint must not keep that."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            self.diverged("weights are not finite")
+        for name, tensor in self.model.state_dict().items():  # running statistics too
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                self.diverged(f"weights are not finite ({name})")
 
     def diverged(self, what: str) -> NoReturn:
         state = self.state
@@ -319,15 +320,50 @@ class _Training:
             require(plain == value, f"{where} is of another run: its {key} is {plain!r}, not {value!r}")
         try:
             self.model.load_state_dict(stored["model"])
+            own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(stored["optimizer"])
+            for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(settings)  # of the recipe, which is the same one
             self.scaler.load_state_dict(stored["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(stored["ema"])
-            self.history = list(stored["history"])
+            self.history = [dict(row) for row in stored["history"]]
             self.state.stop = bool(stored["stop"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where} does not fit this network: {reason}") from error
+            require_optimizer_state(self.optimizer, started=bool(self.history))
+        except KeyError as error:
+            raise UserError(f"{where} is damaged: key {error} is missing") from error
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"{where} does not fit this network: {first_line(error)}") from error
+
+
+def require_optimizer_state(optimizer: torch.optim.Optimizer, *, started: bool) -> None:
+    """Refuse what the next step would fail on, or silently start anew from.
+
+    Args:
+        optimizer: SGD or RMSProp, its state just loaded.
+        started: whether it has made steps.
+
+    Raises:
+        UserError: a buffer is missing or has another shape than its parameter.
+    """
+    needed = 0
+    for group in optimizer.param_groups:
+        names = ["momentum_buffer"] if group["momentum"] else []
+        names += ["step", "square_avg"] if isinstance(optimizer, torch.optim.RMSprop) else []
+        needed += len(names)
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if state is None:
+                continue  # it never had a gradient
+            for name in names:
+                value = state.get(name)
+                require(isinstance(value, Tensor), f"the optimizer's {name} is missing for a parameter")
+                shape = () if name == "step" else tuple(parameter.shape)
+                require(
+                    tuple(value.shape) == shape,
+                    f"the optimizer's {name} has shape {tuple(value.shape)}, its parameter needs {shape}",
+                )
+    require(bool(optimizer.state) or not needed or not started, "the optimizer's state is missing")
 
 
 @contextmanager
@@ -385,8 +421,8 @@ def _count_outputs(model: nn.Module, images: Tensor, labels: Tensor) -> int:
         with _evaluation_mode(model), torch.no_grad():
             logits: Tensor = model(images)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the network does not take images of shape {tuple(images.shape[1:])}: {reason}") from error
+        shape = tuple(images.shape[1:])
+        raise UserError(f"the network does not take images of shape {shape}: {first_line(error)}") from error
     require(logits.ndim == 2, f"the network must return logits of shape (batch, classes), got {tuple(logits.shape)}")
     classes, top = logits.shape[1], int(labels.max())
     require(top < classes, f"the network has {classes} outputs, but labels go up to {top}")

@@ -14,11 +14,24 @@ from search_spaces.serialisation import from_plain, read_json, require, to_plain
 
 SCHEMA = 1
 MAX_CHANNELS = 1 << 16  # guards memory against a damaged or hostile file
-MAX_RESOLUTION = 1 << 14
+MAX_KERNEL = 31
+MAX_STRIDE = 8
+MAX_RESOLUTION = 4096
 MAX_BLOCKS = 1000
+MAX_NAME = 200  # characters
 
 Activation = Literal["relu", "hswish"]
 BlockKind = Literal["conv", "ir", "skip", "pool_head"]
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that would not fit on one line of a listing.
+
+    Raises:
+        UserError: an empty or long name, or one with characters that cannot be printed.
+    """
+    fits = 0 < len(name) <= MAX_NAME and name.isprintable()
+    require(fits, f"name must be one printable line of 1..{MAX_NAME} characters, got {name[:40]!r} ({len(name)})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +64,9 @@ class Block:
     padding: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("out_channels", "kernel", "stride"):
+        for name, largest in (("out_channels", MAX_CHANNELS), ("kernel", MAX_KERNEL), ("stride", MAX_STRIDE)):
             value = getattr(self, name)
-            require(
-                0 < value <= MAX_CHANNELS, f"{name} of a {self.kind} block must be in 1..{MAX_CHANNELS}, got {value}"
-            )
+            require(0 < value <= largest, f"{name} of a {self.kind} block must be in 1..{largest}, got {value}")
         for name in ("mid_channels", "squeeze_channels"):
             value = getattr(self, name)
             require(
@@ -112,6 +123,7 @@ class Architecture:
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
+        require_name(self.name)
         require(
             0 < self.resolution <= MAX_RESOLUTION, f"resolution must be in 1..{MAX_RESOLUTION}, got {self.resolution}"
         )

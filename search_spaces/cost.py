@@ -11,8 +11,11 @@ effective sizes of Eq. 3.6). All formulas are affine in positions, which `search
 
 from typing import Any, NamedTuple
 
-from search_spaces.architecture import Architecture, Block
+from search_spaces.architecture import MAX_RESOLUTION, Architecture, Block
 from search_spaces.serialisation import require
+
+MAX_CLASSES = 1_000_000
+MAX_IN_CHANNELS = 1024
 
 Number = Any  # int, numpy integer array or torch tensor; the formulas use + and * only
 
@@ -34,6 +37,16 @@ class Cost(NamedTuple):
     def times(self, factor: Number) -> "Cost":
         """Every entry times ``factor``, for example whether the layer is there at all."""
         return Cost(*(entry * factor for entry in self))
+
+
+def check_image_and_classes(num_classes: int, in_channels: int) -> None:
+    """Refuse what no network is built for.
+
+    Raises:
+        UserError: a number out of range.
+    """
+    require(1 <= num_classes <= MAX_CLASSES, f"num_classes must be in 1..{MAX_CLASSES}, got {num_classes}")
+    require(1 <= in_channels <= MAX_IN_CHANNELS, f"in_channels must be in 1..{MAX_IN_CHANNELS}, got {in_channels}")
 
 
 def out_size(size: int, stride: int, shrink: int = 0) -> int:
@@ -140,8 +153,13 @@ def cost(
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
         resolution: side of the image in pixels; default the architecture's own.
+
+    Raises:
+        UserError: a number out of range, or an image too small for the network.
     """
-    size = resolution or architecture.resolution
+    check_image_and_classes(num_classes, in_channels)
+    size = architecture.resolution if resolution is None else resolution
+    require(1 <= size <= MAX_RESOLUTION, f"resolution must be in 1..{MAX_RESOLUTION}, got {size}")
     total = Cost(0, 0, 0)
     for channels, block in architecture.layers(in_channels):
         reduced = 1 if block.kind == "pool_head" else out_size(size, block.stride, block.kernel - 1 - 2 * block.pad)

@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
 from search_spaces.blocks import InvertedResidual, build_block
+from search_spaces.cost import cost
 from search_spaces.serialisation import require
+
+MAX_PARAMS = 10**10  # guards memory against a damaged or hostile file
 
 
 class Network(nn.Module):
@@ -84,8 +87,8 @@ def build(
     Raises:
         UserError: a number out of its range.
     """
-    require(num_classes >= 1, f"num_classes must be >= 1, got {num_classes}")
-    require(in_channels >= 1, f"in_channels must be >= 1, got {in_channels}")
+    params = cost(architecture, num_classes=num_classes, in_channels=in_channels).params
+    require(params <= MAX_PARAMS, f"a network must have at most {MAX_PARAMS:.0e} parameters, got {params:.3g}")
     for name, value in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that `initialise` replaces

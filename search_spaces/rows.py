@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from search_spaces.architecture import MAX_RESOLUTION
 from search_spaces.serialisation import require
 from search_spaces.space import BLOCK_TYPES, PoolHead, SearchSpace, Slot, Stem, constant
 from search_spaces.variables import Choice, Range
 
+MAX_OPTIONS = 256  # of one variable; tables of costs grow with the product of three of them
 TBS = tuple(BLOCK_TYPES)  # "to be searched": all nine block types of thesis Table 3.3
 
 
@@ -27,12 +29,18 @@ class Row:
         require(self.n >= 1, f"n must be >= 1, got {self.n}")
         require(self.n <= 100, f"n must be <= 100, got {self.n}")
         require(self.stride in (1, 2), f"stride must be 1 or 2, got {self.stride}")
+        _require_few_options("expansion", self.expansion)
+        _require_few_options("width", self.width)
         require(all(e > 0 for e in self.expansion), f"expansion must be > 0, got {self.expansion}")
         require(all(e <= 64 for e in self.expansion), f"expansion must be <= 64, got {self.expansion}")
         require(
             all(isinstance(w, int) and 0 < w <= 8192 for w in self.width),
             f"width must be whole numbers in 1..8192, got {self.width}",
         )
+
+
+def _require_few_options(name: str, options: Sequence[float]) -> None:
+    require(len(options) <= MAX_OPTIONS, f"{name} must have at most {MAX_OPTIONS} options, got {len(options)}")
 
 
 def space_of_rows(
@@ -57,8 +65,13 @@ def space_of_rows(
         description: one line for listings.
 
     Raises:
-        UserError: options that repeat or do not increase, or no rows.
+        UserError: options that repeat, do not increase or are too many, a resolution out of range, or no rows.
     """
+    _require_few_options("resolutions", resolutions)
+    require(
+        all(1 <= side <= MAX_RESOLUTION for side in resolutions),
+        f"resolutions must be in 1..{MAX_RESOLUTION}, got {resolutions}",
+    )
     slots: list[Slot] = []
     for row in rows:
         for layer in range(row.n):

@@ -4,9 +4,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import qmc
 
-from search_spaces.errors import UserError
+from search_spaces.cost import Cost
+from search_spaces.errors import UserError, closest
 from search_spaces.limits import Limit, format_quantity
 from search_spaces.seeding import numpy_rng
+from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables, Table, evaluate
 from search_spaces.variables import Rows, VariableSet
@@ -38,7 +40,7 @@ def rows_within(
     Args:
         space: where to draw.
         n: how many.
-        limits: by quantity, ``"flops"`` and ``"params"``.
+        limits: by quantity: ``"flops"``, ``"params"`` or ``"params_all"``; may be empty.
         tables: of the space, for the image type and number of classes meant.
         seed: of the draws.
         max_tries: rows drawn before giving up.
@@ -47,8 +49,11 @@ def rows_within(
         Canonical rows `(n, d)`, in the order found.
 
     Raises:
-        UserError: too few found; the message tells the range that was seen.
+        UserError: an unknown quantity, or too few found; the message tells the range that was seen.
     """
+    for name in limits:
+        _require_quantity(name)
+    require(n <= space.size, f"{space.name} has only {space.size} different networks, {n} asked for")
     rng = numpy_rng(seed, "rows_within")
     found: Rows = np.empty((0, len(space)), dtype=np.int64)
     seen = dict.fromkeys(limits, (np.inf, -np.inf))
@@ -65,6 +70,10 @@ def rows_within(
         _, first = np.unique(merged, axis=0, return_index=True)
         found = merged[np.sort(first)]
         tried += batch
+    if len(found) < n and not limits:
+        raise UserError(
+            f"only {len(found)} different networks among {tried} random ones of {space.name}, {n} asked for"
+        )
     if len(found) < n:
         wanted = ", ".join(f"{name} {limit}" for name, limit in limits.items())
         ranges = ", ".join(f"{k} {format_quantity(a)} to {format_quantity(b)}" for k, (a, b) in seen.items())
@@ -86,7 +95,11 @@ def extreme_cost(tables: SpaceTables, quantity: str, *, largest: bool, starts: i
         quantity: ``"flops"``, ``"params"`` or ``"params_all"``.
         largest: which end.
         starts: Sobol starting points of the descent.
+
+    Raises:
+        UserError: an unknown quantity.
     """
+    _require_quantity(quantity)
     sign = -1 if largest else 1
     value, row = (
         _by_dynamic_programming(tables, quantity, sign)
@@ -94,6 +107,10 @@ def extreme_cost(tables: SpaceTables, quantity: str, *, largest: bool, starts: i
         else _by_descent(tables, quantity, sign, starts)
     )
     return sign * value, row
+
+
+def _require_quantity(name: str) -> None:
+    require(name in Cost._fields, f"unknown quantity {name!r}{closest(name, Cost._fields)}")
 
 
 def _layers_choose_alone(space: SearchSpace) -> bool:

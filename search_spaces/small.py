@@ -12,7 +12,7 @@ EXPANSION = span(0.75, 3.75, 0.75)
 
 
 def cifar() -> SearchSpace:
-    """32x32 images, about 0.5 to 12 MFLOPs."""
+    """32x32 images, 0.416 to 12.3 MFLOPs (10 classes, colour: `nas spaces --classes 10`)."""
     return space_of_rows(
         "cifar",
         [
@@ -34,7 +34,10 @@ def cifar() -> SearchSpace:
 
 
 def digits() -> SearchSpace:
-    """16x16 images of the demo: six searched layers, about 0.04 to 0.4 MFLOPs."""
+    """16x16 images of the demo: six searched layers, 0.0145 to 0.712 MFLOPs.
+
+    Of 10 classes and grey images, as `nas spaces --classes 10 --in-channels 1` tells.
+    """
     expansion = span(1, 3, 1)
     return space_of_rows(
         "digits",

@@ -10,7 +10,16 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.cost import Cost, classifier_cost, conv_cost, ir_cost, out_size, pool_head_cost, skip_cost
+from search_spaces.cost import (
+    Cost,
+    check_image_and_classes,
+    classifier_cost,
+    conv_cost,
+    ir_cost,
+    out_size,
+    pool_head_cost,
+    skip_cost,
+)
 from search_spaces.space import SearchSpace
 
 Table = npt.NDArray[np.int64]
@@ -50,9 +59,13 @@ class SpaceTables:
         space: the space.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
+
+    Raises:
+        UserError: a number of classes or channels out of range.
     """
 
     def __init__(self, space: SearchSpace, *, num_classes: int, in_channels: int) -> None:
+        check_image_and_classes(num_classes, in_channels)
         self.space, self.num_classes, self.in_channels = space, num_classes, in_channels
 
     @cached_property

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from search_spaces.architecture import MAX_RESOLUTION
-from search_spaces.errors import UserError, closest
+from search_spaces.architecture import MAX_RESOLUTION, require_name
+from search_spaces.errors import UserError, closest, first_line
 from search_spaces.rows import TBS, Row, space_of_rows
 from search_spaces.space import BLOCK_TYPES, SearchSpace
 from search_spaces.variables import Range, span
@@ -84,7 +84,7 @@ class _Reader:
             line = text.count("\n", 0, error.position) + 1
             raise UserError(f"{self.path}, line {line}: not valid YAML: {error.reason}") from error
         except (yaml.YAMLError, RecursionError) as error:
-            raise UserError(f"{self.path}: not valid YAML: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{self.path}: not valid YAML: {first_line(error)}") from error
         if root is None:
             raise UserError(f"{self.path} is empty")
         fields = self.mapping(root, _KEYS, required={"resolutions", "stem", "rows", "head"})
@@ -105,6 +105,7 @@ class _Reader:
             self.integer(fields["stem"]),
             self.integer(head_node),
         )
+        self.checked(fields.get("name", root), lambda: require_name(str(name)))
         if not all(isinstance(side, int) and 1 <= side <= MAX_RESOLUTION for side in resolutions):
             message = f"resolutions must be whole numbers of pixels in 1..{MAX_RESOLUTION}, got {resolutions}"
             raise self.fail(fields["resolutions"], message)

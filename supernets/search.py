@@ -20,7 +20,7 @@ from recipes.run_folder import RunFolder
 from recipes.sources import Source, split_indices
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, first_line
 from search_spaces.limits import format_quantity
 from search_spaces.seeding import numpy_rng, stream_seed
 from search_spaces.serialisation import require, to_plain, write_json, write_text_atomic
@@ -408,9 +408,7 @@ class Searching:
             self.alpha_history = list(stored["alpha_history"].unbind())
             self._check_restored()
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(
-                f"{where} does not fit this search: {(str(error).splitlines() or ['damaged'])[0]}"
-            ) from error
+            raise UserError(f"{where} does not fit this search: {first_line(error)}") from error
 
     def _check_restored(self) -> None:
         """Raise ValueError for a checkpoint that is readable but not of a search that went well."""

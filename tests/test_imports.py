@@ -18,7 +18,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 OURS = {*MAY_IMPORT, "tests"}
 RAY_FILES = {"predictor/parallel.py", "nas/ray_search.py"}
-NUMPY_ONLY = ("architecture", "variables", "sampling", "cost", "space", "tables", "limits", "rows", "membership")
+NUMPY_ONLY = (
+    "architecture",
+    "variables",
+    "sampling",
+    "cost",
+    "space",
+    "tables",
+    "limits",
+    "rows",
+    "membership",
+    "scaling",
+)
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:

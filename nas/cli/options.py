@@ -19,11 +19,18 @@ Params = Annotated[str | None, typer.Option("--params", help="conv and linear we
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many CPU threads."""
+    """Use so many CPU threads.
+
+    Raises:
+        UserError: fewer than one, or so many that memory would run out.
+    """
+    import os
+
     import torch
 
     from search_spaces.serialisation import require
 
     if threads is not None:
-        require(threads >= 1, f"threads must be >= 1, got {threads}")
+        most = 4 * (os.cpu_count() or 1)
+        require(1 <= threads <= most, f"threads must be in 1..{most} (four for each core), got {threads}")
         torch.set_num_threads(threads)

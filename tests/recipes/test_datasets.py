@@ -231,6 +231,9 @@ def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_dataset("imagefolder:~/photos", workers=0, auto_augment=True)
     assert (dataset.num_classes, dataset.in_channels, dataset.resolution) == (2, 3, 224)
     assert dataset.class_names == ("ant", "bee")
+    assert dataset.name == f"imagefolder:{tmp_path}/photos"
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("imagefolder:photos", workers=0).name == dataset.name
     images, labels = next(dataset.test.batches(2, resolution=32))
     assert images.shape == (2, 3, 32, 32) and labels.tolist() == [0, 1]
 
@@ -241,6 +244,9 @@ def test_image_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "val", ("ant", "cow"))
     assert message(f"imagefolder:{tmp_path}", tmp_path).endswith("same classes; in one only: bee, cow")
     assert "needs the path" in message("imagefolder:", tmp_path)
+    for part in ("train", "val"):
+        write_images(tmp_path / "single" / part, ("ant",))
+    assert message(f"imagefolder:{tmp_path / 'single'}", tmp_path).endswith("at least 2 classes, got 'ant' only")
 
 
 def test_every_listed_set_is_known() -> None:

@@ -151,6 +151,32 @@ def test_damaged_config(tmp_path):
         made(tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("damaged", [3, ["torch"], {"torch": 2}, None])
+def test_damaged_versions(tmp_path, damaged):
+    run = made(tmp_path / "run")
+    run.config.write_text(json.dumps(json.loads(run.config.read_text()) | {"versions": damaged}))
+    with pytest.raises(UserError, match=r"config\.json is damaged: key 'versions'"):
+        made(tmp_path / "run", resume=True)
+
+
+def test_leftovers_of_any_writer_go(tmp_path):
+    run = made(tmp_path / "run")
+    (run.path / ".model.pt.77.tmp").write_text("half")
+    (run.path / ".folder.tmp").mkdir()
+    made(tmp_path / "run", resume=True)
+    assert not (run.path / ".model.pt.77.tmp").exists() and (run.path / ".folder.tmp").is_dir()
+
+
+@pytest.mark.parametrize("epochs_done", [0, 2])
+def test_metrics_that_are_a_folder(tmp_path, epochs_done):
+    with RunFolder(tmp_path / "run", {}, seed=0) as run:
+        run.metrics.mkdir()
+        with pytest.raises(UserError, match=r"metrics\.csv is damaged: it must be a file"):
+            run.truncate_metrics(epochs_done)
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.csv"):
+            run.append_metrics({"epoch": 0})
+
+
 def test_first_difference_goes_by_stored_order():
     assert first_difference({"a": 1, "b": {"c": [1, 2]}}, {"b": {"c": [1, 3]}, "a": 1}) == ("b.c", [1, 2], [1, 3])
     assert first_difference({"a": {}}, {"a": {}}) is None

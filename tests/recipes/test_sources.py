@@ -1,5 +1,7 @@
 import math
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -348,3 +350,15 @@ def test_folders_without_images_are_refused(folder: Path, tmp_path: Path) -> Non
         FolderSource(tmp_path / "missing")
     with pytest.raises(UserError, match="workers"):
         FolderSource(folder, workers=-1)
+
+
+def test_workers_leave_an_interrupt_to_the_main_process(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8)).save(tmp_path / name / "1.png")
+    repeated = FolderSource(tmp_path, workers=2).subset(np.array([0, 1] * 100))
+    batches = repeated.batches(1, resolution=16)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 199

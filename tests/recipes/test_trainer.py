@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from recipes.checkpoint import load_checkpoint
+from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
 from recipes.schedules import lr_factor
@@ -339,7 +339,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
         return functional.cross_entropy(logits, targets) + extra
 
     in_loss = r"the loss is nan at epoch 2, step 1, learning rate 0\.0438; try a lower lr"
-    in_weights = "weights are not finite at epoch 1, step 3"
+    in_weights = r"weights are not finite \(stem.0.weight\) at epoch 1, step 3"
     for index, (own, match) in enumerate([(loss, in_loss), (bad_gradient, in_weights)]):
         with pytest.raises(UserError, match=match), RunFolder(tmp_path / str(index), {}, seed=5) as run:
             train(PLAIN, run=run, loss=own)
@@ -388,6 +388,61 @@ def test_resume_refuses_another_run(tmp_path, caplog):
         run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:500])
         with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
             train(PLAIN.replace(early_stop_epoch=1), run=run, resume=True)
+
+
+def missing_buffer(stored):
+    del next(iter(stored["optimizer"]["state"].values()))["momentum_buffer"]
+
+
+def missing_square_average(stored):
+    del next(iter(stored["optimizer"]["state"].values()))["square_avg"]
+
+
+def other_shape(stored):
+    next(iter(stored["optimizer"]["state"].values()))["momentum_buffer"] = torch.ones(7)
+
+
+def no_state(stored):
+    stored["optimizer"]["state"] = {}
+
+
+def no_groups(stored):
+    stored["optimizer"]["param_groups"] = []
+
+
+def no_history(stored):
+    stored["history"] = [3]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "damage", "words"),
+    [
+        ("sgd", missing_buffer, "the optimizer's momentum_buffer is missing"),
+        ("rmsprop", missing_square_average, "the optimizer's square_avg is missing"),
+        ("sgd", other_shape, r"momentum_buffer has shape \(7,\), its parameter needs \(6, 2, 3, 3\)"),
+        ("sgd", no_state, "the optimizer's state is missing"),
+        ("sgd", no_groups, "does not fit this network"),
+        ("sgd", no_history, "does not fit this network"),
+    ],
+)
+def test_damaged_optimizer_state_is_refused(tmp_path, optimizer, damage, words):
+    recipe = PLAIN.replace(early_stop_epoch=1, optimizer=optimizer, momentum=0.9)
+    with RunFolder(tmp_path / "run", {}, seed=5) as run:
+        train(recipe, run=run)
+        stored = load_checkpoint(run.checkpoint)
+        damage(stored)
+        save_checkpoint(run.checkpoint, stored)
+        with pytest.raises(UserError, match=words):
+            train(recipe, run=run, resume=True)
+
+
+def test_running_statistics_that_are_not_finite_are_divergence(tmp_path):
+    class Spoil(Callback):
+        def on_step_end(self, state):
+            state.model.stem[1].running_var[0] = math.nan
+
+    with pytest.raises(UserError, match=r"stem\.1\.running_var"):
+        train(callbacks=[Spoil()])
 
 
 def test_fewer_images_than_a_batch_and_no_test_source():

@@ -7,6 +7,7 @@ import pytest
 
 from search_spaces.architecture import Architecture, Block
 from search_spaces.errors import UserError
+from search_spaces.network import build
 from search_spaces.sampling import uniform_rows
 from search_spaces.spaces import SPACES
 
@@ -31,6 +32,8 @@ NETWORK = Architecture(
         ({"stride": 0}, "stride of a ir block must be in"),
         ({"kernel": 4}, "kernel of a ir block must be odd, got 4"),
         ({"kernel": -1}, "kernel of a ir block must be in"),
+        ({"kernel": 33}, "kernel of a ir block must be in 1..31, got 33"),
+        ({"stride": 9}, "stride of a ir block must be in 1..8, got 9"),
         ({"mid_channels": -8}, "mid_channels of a ir block must be in 0..65536, got -8"),
         ({"mid_channels": 0}, "mid_channels of a ir block must be > 0, got 0"),
         ({"squeeze_channels": -1}, "squeeze_channels of a ir block must be in"),
@@ -53,6 +56,13 @@ def test_block_names_the_field_its_value_and_what_is_allowed(change: dict, messa
     assert message in str(failure.value)
 
 
+def test_networks_that_no_machine_holds_are_not_built() -> None:
+    wide = [Block(kind="conv", out_channels=1 << 16, kernel=1) for _ in range(4)]
+    network = Architecture(name="wide", resolution=8, blocks=tuple(wide))  # 3 x 4.3e9 weights and more
+    with pytest.raises(UserError, match=r"at most 1e\+10 parameters, got 1\.29e\+10"):
+        build(network, 10)
+
+
 def test_architecture_checks_how_blocks_fit_together() -> None:
     blocks = NETWORK.blocks
     with pytest.raises(UserError, match=r"block 0 \(pool_head\) must be the last block"):
@@ -68,7 +78,7 @@ def test_architecture_checks_how_blocks_fit_together() -> None:
     with pytest.raises(UserError, match=r"blocks must number 1..1000, got 1001"):
         replace(NETWORK, blocks=blocks[:1] * 1001)
     for resolution in (0, -3, 1 << 15):
-        with pytest.raises(UserError, match=f"resolution must be in 1..16384, got {resolution}"):
+        with pytest.raises(UserError, match=f"resolution must be in 1..4096, got {resolution}"):
             replace(NETWORK, resolution=resolution)
 
 
@@ -127,8 +137,12 @@ def test_json_holds_plain_values_and_the_schema() -> None:
         (("resolution",), "11", "resolution must be int, got '11'"),
         (("resolution",), 11.0, "resolution must be int, got 11.0"),
         (("resolution",), True, "resolution must be int, got True"),
-        (("resolution",), 0, "resolution must be in 1..16384, got 0"),
+        (("resolution",), 0, "resolution must be in 1..4096, got 0"),
         (("name",), 3, "name must be str, got 3"),
+        (("name",), "two\nlines", r"name must be one printable line of 1..200 characters, got 'two\nlines' (9)"),
+        (("name",), "\x1b[2J", "name must be one printable line"),
+        (("name",), "x" * 201, "x' (201)"),
+        (("name",), "", "name must be one printable line of 1..200 characters, got '' (0)"),
         (("blocks",), {}, "blocks must be a list, got {}"),
         (("blocks",), [], "blocks must number 1..1000, got 0"),
         (("blocks", 1), 5, "blocks[1]: expected a mapping, got int"),

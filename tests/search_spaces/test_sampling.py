@@ -107,6 +107,21 @@ def test_rows_within_finds_all_of_a_tiny_space_and_no_more() -> None:
         rows_within(space, len(every) + 1, {"flops": Limit(high=1e12)}, tables=tables, seed=0, max_tries=40_000)
 
 
+def test_rows_within_without_limits_and_with_unknown_ones() -> None:
+    space = tiny_rows()
+    tables = SpaceTables(space, num_classes=10, in_channels=3)
+    every = len(np.unique(space.canonical(all_rows(space)), axis=0))
+    assert every < space.size
+    with pytest.raises(UserError, match=f"only {every} different networks among 40000 random ones of tiny-rows"):
+        rows_within(space, every + 1, {}, tables=tables, seed=0, max_tries=40_000)
+    with pytest.raises(UserError, match=f"has only {space.size} different networks, {space.size + 1} asked for"):
+        rows_within(space, space.size + 1, {}, tables=tables, seed=0)
+    with pytest.raises(UserError, match="unknown quantity 'flop'; did you mean 'flops'"):
+        rows_within(space, 1, {"flop": Limit(high=1.0)}, tables=tables, seed=0)
+    with pytest.raises(UserError, match="unknown quantity 'latency'; allowed: flops, params, params_all"):
+        extreme_cost(tables, "latency", largest=True)
+
+
 # extremes -----------------------------------------------------------------------------------------------------------------
 
 

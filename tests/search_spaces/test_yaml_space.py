@@ -91,9 +91,9 @@ def test_defaults_and_short_forms(tmp_path: Path) -> None:
         ("[24, 28, 32]", "[32, 24]", 3, "options of resolutions must increase, got (32, 24)"),
         ("[24, 28, 32]", "[24, 24]", 3, "options of resolutions must increase"),
         ("[24, 28, 32]", "[]", 3, "options of resolutions must increase, got ()"),
-        ("[24, 28, 32]", "[24.5]", 3, "resolutions must be whole numbers of pixels in 1..16384, got (24.5,)"),
+        ("[24, 28, 32]", "[24.5]", 3, "resolutions must be whole numbers of pixels in 1..4096, got (24.5,)"),
         ("[24, 28, 32]", "[0]", 3, "resolutions must be whole numbers of pixels"),
-        ("[24, 28, 32]", "20000", 3, "resolutions must be whole numbers of pixels in 1..16384, got (20000,)"),
+        ("[24, 28, 32]", "20000", 3, "resolutions must be whole numbers of pixels in 1..4096, got (20000,)"),
         ("[24, 28, 32]", "{a: 3}", 3, "expected a single value"),
         ("block: TBS", "block: TBA", 6, "unknown block 'TBA'; did you mean 'TBS'?"),
         ("block: TBS", "blok: TBS", 6, "unknown key 'blok'; did you mean 'block'?"),
@@ -161,6 +161,20 @@ def test_a_document_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> 
 def test_rows_must_be_a_list(tmp_path: Path, rows: str) -> None:
     text = f"resolutions: 32\nstem: 16\n{rows}\nhead: 480\n"
     assert refused(tmp_path, text) == ", line 3: rows must be a list of rows"
+
+
+def test_numbers_of_options_are_bounded(tmp_path: Path) -> None:
+    for key, options in (("width", "(1, 257, 1)"), ("expansion", "(1, 33, 0.125)")):
+        row = {"width": "8", "expansion": "2"} | {key: options}
+        text = f"resolutions: 32\nstem: 16\nrows:\n  - {{width: {row['width']!r}, expansion: {row['expansion']!r}}}\n"
+        assert refused(tmp_path, text + "head: 480\n") == f", line 4: {key} must have at most 256 options, got 257"
+    text = "resolutions: (1, 257, 1)\nstem: 16\nrows: [{width: 8, expansion: 2}]\nhead: 480\n"
+    assert "resolutions must have at most 256 options, got 257" in refused(tmp_path, text)
+
+
+def test_names_fit_on_a_line(tmp_path: Path) -> None:
+    text = 'name: "two\\nlines"\nresolutions: 32\nstem: 16\nrows: [{width: 8, expansion: 2}]\nhead: 480\n'
+    assert refused(tmp_path, text).startswith(", line 1: name must be one printable line")
 
 
 def test_widths_that_multiply_beyond_reason_are_refused_when_read(tmp_path: Path) -> None:
