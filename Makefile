@@ -1,5 +1,6 @@
 # make demo   search, retrain and export on scikit-learn's digits, in .venv
 # make test   the test suite, in .venv
+# make lint   formatting, style and types; versions are pinned in setup.cfg
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,8 +21,6 @@ demo: $(BIN)/nas
 	$(BIN)/nas demo --out runs/demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.test

@@ -58,14 +58,14 @@ if TYPE_CHECKING:
     from search_spaces.architecture import Block as Block
     from search_spaces.backbone import build_backbone as build_backbone
     from search_spaces.cost import cost as cost
-    from search_spaces.scaling import low_resolution as low_resolution
-    from search_spaces.scaling import scale as scale
     from search_spaces.errors import UserError as UserError
     from search_spaces.limits import Limit as Limit
     from search_spaces.network import build as build
     from search_spaces.rows import Row as Row
     from search_spaces.rows import space_of_rows as space_of_rows
     from search_spaces.sampling import rows_within as rows_within
+    from search_spaces.scaling import low_resolution as low_resolution
+    from search_spaces.scaling import scale as scale
     from search_spaces.space import SearchSpace as SearchSpace
     from search_spaces.tables import SpaceTables as SpaceTables
     from search_spaces.variables import span as span
