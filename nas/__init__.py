@@ -25,6 +25,7 @@ _WHERE = {
     "build": "search_spaces.network",
     "build_backbone": "search_spaces.backbone",
     "cost": "search_spaces.cost",
+    "create_model": "nas.models",
     "low_resolution": "search_spaces.scaling",
     "scale": "search_spaces.scaling",
     "rows_within": "search_spaces.sampling",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from nas.loading import load_architecture as load_architecture
     from nas.loading import load_model as load_model
     from nas.loading import load_space as load_space
+    from nas.models import create_model as create_model
     from nas.searching import search as search
     from nas.training import train as train
     from recipes.datasets import load_dataset as load_dataset
