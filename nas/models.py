@@ -36,9 +36,9 @@ def create_model(
         num_classes: outputs, >= 1.
         in_channels: channels of the image, >= 1.
         pretrained: a checkpoint of mobile-vision's or timm's layout; only tensors and plain values in it are read.
-        paddings: ``published``, or ``normal`` for kernel // 2 everywhere. FBNetV3-A, B, C, E and F were published with two
-            smaller depthwise paddings; timm trained its FBNetV3-B without. By default a checkpoint with timm's names gets
-            ``normal``, everything else ``published``.
+        paddings: ``published``, or ``normal`` for kernel // 2 everywhere. FBNetV3-A, B, C, E and F were published with
+            one or two smaller depthwise paddings; timm trained its FBNetV3-B without. By default a checkpoint with
+            timm's names gets ``normal``, everything else ``published``.
         dropout: probability before the classifier, in [0, 1).
         stochastic_depth: drop probability of the deepest residual branch, in [0, 1).
         seed: of the fresh weights.

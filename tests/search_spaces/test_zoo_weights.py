@@ -14,7 +14,6 @@ from search_spaces.network import Network, build
 from search_spaces.zoo import load
 from search_spaces.zoo.weights import is_timm, read_published, to_timm
 
-# Two resolutions each; timm pads normally, which shows at 224 and at 248, not always at both.
 RESOLUTIONS = {"fbnetv3_b": (224, 248), "fbnetv3_d": (160, 152), "fbnetv3_g": (128, 152)}
 STATE = dict[str, Tensor]
 
@@ -141,10 +140,7 @@ def test_order_of_timms_names_does_not_matter(theirs: Callable[[str], nn.Module]
 
 
 def mobile_vision_state(num_classes: int = 1000) -> STATE:
-    """A FBNetV3-B with mobile-vision's documented names, order and shapes, from its published table; random.
-
-    Stages are (index, blocks, width in, expansion of the first and of the others, kernels, width out, squeeze or not).
-    """
+    """A FBNetV3-B with mobile-vision's documented names, order and shapes, from its published table; random."""
     generator = torch.Generator().manual_seed(11)
     state: STATE = {}
 
@@ -396,3 +392,35 @@ def test_timms_names_are_for_fbnetv3_only() -> None:
     for name in ("fbnet_a", "fbnet_c", "dmasking_f1"):
         with pytest.raises(UserError, match="timm's names are for FBNetV3 networks"):
             to_timm(zoo_network(name, num_classes=2))
+
+
+def test_timms_names_of_a_first_block_with_stride_and_squeeze() -> None:
+    """The first block opens stage 0 whatever its stride; without a first 1x1 convolution names move up by one."""
+    stem, first, *others = (
+        Block(kind="conv", kernel=3, stride=2, out_channels=8),
+        Block(kind="ir", kernel=3, stride=2, mid_channels=8, out_channels=16, squeeze_channels=8, pointwise=False),
+        Block(kind="ir", kernel=3, stride=2, mid_channels=24, out_channels=16),
+        Block(kind="pool_head", mid_channels=32, out_channels=40),
+    )
+    network = build(Architecture(name="other", resolution=32, blocks=(stem, first, *others)), 3)
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in to_timm(network)))
+    assert modules == [
+        "conv_stem", "bn1", "blocks.0.0.conv_dw", "blocks.0.0.bn1", "blocks.0.0.se.conv_reduce", "blocks.0.0.se.conv_expand",
+        "blocks.0.0.conv_pw", "blocks.0.0.bn2", "blocks.1.0.conv_pw", "blocks.1.0.bn1", "blocks.1.0.conv_dw", "blocks.1.0.bn2",
+        "blocks.1.0.conv_pwl", "blocks.1.0.bn3", "blocks.2.0.conv", "blocks.2.0.bn1", "conv_head", "classifier",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
+def test_timms_names_are_seen_in_every_wrapping(prefix: str) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in to_timm(small()).items()}
+    assert is_timm(state, where="a")
+    assert is_timm({"state_dict": state, "model_ema": None}, where="a")
+    assert not is_timm({"state_dict": state, "model_ema": small().state_dict()}, where="a")
+
+
+def test_numbers_too_large_for_the_networks_precision_are_refused() -> None:
+    state = {name: tensor.double() for name, tensor in small().state_dict().items() if "num_batches" not in name}
+    read_published(small(), state, where="a")
+    state["blocks.1.dw.0.weight"][0] = 1e300
+    refused(small(), state, "'blocks.1.dw.0.weight' holds numbers that are not finite")
