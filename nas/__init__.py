@@ -20,7 +20,11 @@ _WHERE = {
     "load_space": "nas.loading",
     "load_architecture": "nas.loading",
     "load_model": "nas.loading",
+    "RunFolder": "recipes.run_folder",
+    "evaluate": "recipes.trainer",
+    "fit": "recipes.trainer",
     "load_dataset": "recipes.datasets",
+    "split_indices": "recipes.sources",
     "load_recipe": "recipes.recipe",
     "build": "search_spaces.network",
     "build_backbone": "search_spaces.backbone",
@@ -56,6 +60,10 @@ if TYPE_CHECKING:
     from recipes.datasets import load_dataset as load_dataset
     from recipes.recipe import Recipe as Recipe
     from recipes.recipe import load_recipe as load_recipe
+    from recipes.run_folder import RunFolder as RunFolder
+    from recipes.sources import split_indices as split_indices
+    from recipes.trainer import evaluate as evaluate
+    from recipes.trainer import fit as fit
     from search_spaces.architecture import Architecture as Architecture
     from search_spaces.architecture import Block as Block
     from search_spaces.backbone import build_backbone as build_backbone
