@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from search_spaces.errors import UserError
-from search_spaces.serialisation import from_plain, read_json, require, to_plain, write_json
+from search_spaces.serialisation import from_versioned, read_json, require, to_plain, write_json
 
 SCHEMA = 1
 MAX_CHANNELS = 1 << 16  # guards memory against a damaged or hostile file
@@ -167,14 +166,7 @@ class Architecture:
         Raises:
             UserError: another schema, an unknown key, a wrong type or a value out of range.
         """
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise UserError(f"{where}: schema must be {SCHEMA}, got {found!r}")
-        try:
-            return from_plain(cls, {key: value for key, value in data.items() if key != "schema"}, where)
-        except UserError as error:
-            message = str(error)
-            raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
+        return from_versioned(cls, data, SCHEMA, where)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""

@@ -32,6 +32,22 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def from_versioned(cls: type[T], data: Any, schema: int, where: str) -> T:
+    """`from_plain` of a mapping that also states its ``schema``; every message names ``where``.
+
+    Raises:
+        UserError: another schema, an unknown or missing key, a wrong type, or a value that ``cls`` refuses.
+    """
+    if not isinstance(data, dict) or data.get("schema") != schema:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise UserError(f"{where}: schema must be {schema}, got {found!r}")
+    try:
+        return from_plain(cls, {key: value for key, value in data.items() if key != "schema"}, where)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
 @cache
 def _hints(cls: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(cls)  # cached: resolving names is slow
