@@ -28,6 +28,8 @@ _WHERE = {
     "load_recipe": "recipes.recipe",
     "build": "search_spaces.network",
     "build_backbone": "search_spaces.backbone",
+    "TorchvisionModel": "nas.designs",
+    "build_design": "nas.designs",
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
     "low_resolution": "search_spaces.scaling",
@@ -50,6 +52,8 @@ _WHERE = {
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
+    from nas.designs import TorchvisionModel as TorchvisionModel
+    from nas.designs import build_design as build_design
     from nas.exporting import export as export
     from nas.loading import load_architecture as load_architecture
     from nas.loading import load_model as load_model

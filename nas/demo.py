@@ -152,7 +152,7 @@ def _train_random(architecture: dict[str, object], out: str, seed: int, recipe: 
         name=Path(out).name,
         flops=result.cost.flops,
         params=result.cost.params,
-        resolution=result.architecture.resolution,
+        resolution=result.design.resolution,
         accuracy=result.evaluation.accuracy,
         standard_error=result.evaluation.standard_error,
     )

@@ -38,13 +38,14 @@ def export(source: str | Path, *, out: str | Path | None = None, format: str = "
         UserError: an unknown format, a run without weights, an unwritable place, or outputs that differ by more than 1e-4.
     """
     require(format in FORMATS, f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
-    network, _, facts = load_model(source)
+    model = load_model(source)
+    network, facts = model.network, model.facts
     source = Path(source)
     path = Path(out) if out is not None else (source if source.is_dir() else source.parent) / "model.onnx"
     require(path.parent.is_dir(), f"cannot write {path}: folder {path.parent} does not exist")
     require(not path.is_dir(), f"cannot write {path}: it is a folder; name a file")
-    side = facts["resolution"]
-    shape = (facts["in_channels"], side, side)
+    side = facts.resolution
+    shape = (facts.in_channels, side, side)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write_onnx(network, shape, temporary)

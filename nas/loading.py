@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from recipes.checkpoint import load_checkpoint
+from nas.designs import TORCHVISION, Design, build_design, design_from_json, design_to_json
+from recipes.checkpoint import load_checkpoint, save_checkpoint
 from search_spaces import zoo
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.cost import check_image_and_classes, cost
 from search_spaces.errors import UserError, closest, first_line
-from search_spaces.network import Network, build
-from search_spaces.serialisation import from_plain, require, to_plain
+from search_spaces.serialisation import from_plain, require
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import SPACES
 from search_spaces.yaml_space import load_yaml_space
@@ -44,6 +45,21 @@ class ModelFacts:
             len(self.class_names) == self.num_classes,
             f"class_names must be {self.num_classes} names, got {len(self.class_names)}",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModel:
+    """What `nas train` made: a network with weights, in eval mode.
+
+    Attributes:
+        design: what the network is: an Architecture, or one of torchvision's by name.
+        network: images `(b, in_channels, resolution, resolution)` to logits `(b, num_classes)`.
+        facts: the data it was trained on.
+    """
+
+    design: Design
+    network: nn.Module
+    facts: ModelFacts
 
 
 def load_space(space: str | Path | SearchSpace) -> SearchSpace:
@@ -83,12 +99,15 @@ def _space_of_function(text: str) -> SearchSpace:
 def load_architecture(source: str | Path | Architecture) -> Architecture:
     """An architecture from its JSON file, from the run folder that holds it, or a published one by name (`nas zoo`).
 
+    ``NAME_low32`` is a published network's variant for images of 32 pixels.
+
     Raises:
         UserError: missing or damaged file, a run that has not ended, or an unknown name.
     """
     if isinstance(source, Architecture):
         return source
     path = Path(source)
+    require(not str(source).startswith(TORCHVISION), f"{source} is a torchvision model; an architecture is needed here")
     if not path.exists() and path.name == str(source) and not path.suffix:
         return zoo.load(str(source))
     if path.is_dir():
@@ -123,18 +142,14 @@ def save_architectures(files: Mapping[Path, Architecture]) -> None:
         raise
 
 
-def save_model(path: Path, network: Network, architecture: Architecture, facts: dict[str, Any]) -> None:
+def save_model(path: Path, network: nn.Module, design: Design, facts: Mapping[str, Any]) -> None:
     """Weights of a trained network with what is needed to use them; see `load_model`."""
-    from recipes.checkpoint import save_checkpoint
-
-    save_checkpoint(
-        path,
-        {"schema": MODEL_SCHEMA, "architecture": architecture.to_json(), **facts, "state": network.state_dict()},
-    )
+    stored = {"schema": MODEL_SCHEMA, "architecture": design_to_json(design), **facts, "state": network.state_dict()}
+    save_checkpoint(path, stored)
 
 
-def load_model(source: str | Path) -> tuple[Network, Architecture, dict[str, Any]]:
-    """A trained network in eval mode, its architecture, and its facts: the fields of `ModelFacts`.
+def load_model(source: str | Path) -> TrainedModel:
+    """A trained network in eval mode, with its design and facts.
 
     Args:
         source: run folder of `nas train`, or its model.pt.
@@ -151,18 +166,16 @@ def load_model(source: str | Path) -> tuple[Network, Architecture, dict[str, Any
     known = type(schema) is int and schema == MODEL_SCHEMA  # a tensor compares element-wise
     require(known, f"{path} is no model of nas train: schema must be {MODEL_SCHEMA}, got {_short(schema)}")
     try:
-        architecture = Architecture.from_json(stored["architecture"], "architecture")
+        design = design_from_json(stored["architecture"], "architecture")
         plain = {key: value for key, value in stored.items() if key not in ("schema", "architecture", "state")}
         facts = from_plain(ModelFacts, plain, "facts")
-        exact = cost(
-            architecture,
-            num_classes=facts.num_classes,
-            in_channels=facts.in_channels,
-            resolution=facts.resolution,
-        )
-        held = sum(tensor.numel() for tensor in stored["state"].values())
-        require(held >= exact.params_all, f"it holds {held} weights, its network has {exact.params_all}")
-        network = build(architecture, facts.num_classes, facts.in_channels)
+        if isinstance(design, Architecture):
+            exact = cost(
+                design, num_classes=facts.num_classes, in_channels=facts.in_channels, resolution=facts.resolution
+            )
+            held = sum(tensor.numel() for tensor in stored["state"].values())
+            require(held >= exact.params_all, f"it holds {held} weights, its network has {exact.params_all}")
+        network = build_design(design, facts.num_classes, facts.in_channels)
         network.load_state_dict(stored["state"])
     except KeyError as error:
         raise UserError(f"{path} is damaged: key {error} is missing") from error
@@ -171,7 +184,7 @@ def load_model(source: str | Path) -> tuple[Network, Architecture, dict[str, Any
     for name, tensor in network.state_dict().items():
         finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
         require(finite, f"{path} is damaged: {name} holds values that are not finite")
-    return network.eval(), architecture, to_plain(facts)
+    return TrainedModel(design=design, network=network.eval(), facts=facts)
 
 
 def _short(value: object) -> str:

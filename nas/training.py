@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from nas.loading import MODEL, load_architecture, save_model
+from nas.designs import Design, build_design, design_cost, design_to_json, load_design
+from nas.loading import MODEL, save_model
 from recipes.datasets import Dataset, load_dataset
 from recipes.recipe import Recipe, load_recipe
 from recipes.run_folder import RunFolder
 from recipes.trainer import Callback, Evaluation, checked_device, fit
 from search_spaces.architecture import Architecture
-from search_spaces.cost import Cost, cost
-from search_spaces.network import build
+from search_spaces.cost import Cost
 from search_spaces.seeding import stream_seed
 from search_spaces.serialisation import require, write_json
 
@@ -27,13 +27,13 @@ class TrainResult:
     """What training gave.
 
     Attributes:
-        architecture: the network.
+        design: the network, an Architecture or one of torchvision's by name.
         model: trained, in eval mode.
         evaluation: on the test images.
         cost: exact cost of the network.
     """
 
-    architecture: Architecture
+    design: Design
     model: torch.nn.Module
     evaluation: Evaluation
     cost: Cost
@@ -45,7 +45,7 @@ def default_recipe(data: str) -> str:
 
 
 def train(
-    architecture: str | Path | Architecture,
+    network: str | Path | Design,
     data: str | Dataset,
     *,
     recipe: str | Path | Recipe | None = None,
@@ -62,12 +62,12 @@ def train(
     """Train a network from scratch and evaluate it.
 
     Args:
-        architecture: file, run folder of a search, or an Architecture.
+        network: architecture file, run folder of a search, published network (`nas zoo`), ``torchvision:NAME``, or a Design.
         data: name of a data set, or a Dataset.
         recipe: name, file or Recipe; None for what suits the data set.
         out: run folder; None keeps nothing on disk.
         seed: of initial weights and of all randomness in training.
-        resolution: side of the images in pixels; default the architecture's.
+        resolution: side of the images in pixels; default the network's.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
         resume: continue the training in ``out``.
@@ -78,18 +78,18 @@ def train(
     Raises:
         UserError: anything wrong with the input, in one line.
     """
-    architecture = load_architecture(architecture)
+    design = load_design(network)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or default_recipe(dataset.name)))
     given = {key: value for key, value in changes.items() if value is not None}
     if "epochs" in given:
         recipe = recipe.with_epochs(given.pop("epochs"))
     recipe = recipe.replace(**given)
-    side = resolution or architecture.resolution
+    side = resolution or design.resolution
     require(seed >= 0, f"seed must be >= 0, got {seed}")
     checked_device(device)
-    model = build(
-        architecture,
+    model = build_design(
+        design,
         dataset.num_classes,
         dataset.in_channels,
         dropout=recipe.dropout,
@@ -103,15 +103,15 @@ def train(
             device=device, resume=resume,
         )  # fmt: skip
         assert fitted.evaluation is not None, "there is a test source"
-        exact = cost(architecture, num_classes=dataset.num_classes, in_channels=dataset.in_channels, resolution=side)
-        return TrainResult(architecture=architecture, model=fitted.model, evaluation=fitted.evaluation, cost=exact)
+        exact = design_cost(design, num_classes=dataset.num_classes, in_channels=dataset.in_channels, resolution=side)
+        return TrainResult(design=design, model=fitted.model, evaluation=fitted.evaluation, cost=exact)
 
     if out is None:
         require(not resume, "resume needs a run folder")
         return run_training(None)
     recorded = {
         "kind": "train",
-        "architecture": architecture.to_json(),
+        "architecture": design_to_json(design),
         "recipe": recipe.to_json(),
         "data": dataset.name,
         "resolution": side,
@@ -119,7 +119,8 @@ def train(
         "threads": torch.get_num_threads(),
     }
     with RunFolder(out, recorded, seed=seed, command=command, resume=resume) as run:
-        architecture.save(run.architecture)
+        if isinstance(design, Architecture):
+            design.save(run.architecture)
         result = run_training(run)
         facts = {
             "data": dataset.name,
@@ -128,7 +129,7 @@ def train(
             "class_names": list(dataset.class_names),
             "resolution": side,
         }
-        save_model(run.path / MODEL, model.cpu(), architecture, facts)
+        save_model(run.path / MODEL, model.cpu(), design, facts)
         evaluation = result.evaluation
         write_json(
             run.path / RESULT,

@@ -51,7 +51,7 @@ def train_command(
         )
     evaluation = result.evaluation
     typer.echo(
-        f"{result.architecture.name}: {evaluation.accuracy:.2f} % ± {evaluation.standard_error:.2f}"
+        f"{result.design.name}: {evaluation.accuracy:.2f} % ± {evaluation.standard_error:.2f}"
         f" ({evaluation.correct} of {evaluation.total} test images), {format_quantity(result.cost.flops)} FLOPs"
     )
     typer.echo(f"written to {out}; export it with: nas export {out} --format onnx")

@@ -1,5 +1,5 @@
 """Published networks by name."""
 
-from search_spaces.zoo.loader import ALIASES, Published, load, load_networks, names, published
+from search_spaces.zoo.loader import ALIASES, Entry, Published, find, load, load_networks, names, published
 
-__all__ = ["ALIASES", "Published", "load", "load_networks", "names", "published"]
+__all__ = ["ALIASES", "Entry", "Published", "find", "load", "load_networks", "names", "published"]

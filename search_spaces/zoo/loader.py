@@ -1,6 +1,7 @@
 """Reads networks written as lines of facts, see the head of `networks.yaml`, into Architectures."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,11 +11,13 @@ import yaml
 
 from search_spaces.architecture import Activation, Architecture, Block
 from search_spaces.errors import UserError, closest
+from search_spaces.scaling import low_resolution
 from search_spaces.serialisation import from_plain, require
 from search_spaces.space import round_channels
 
 FILE = Path(__file__).with_name("networks.yaml")
 ALIASES = {"fbnetv2_f5": "fbnetv2_l2"}  # the published name of the same network
+LOW_RESOLUTION = re.compile(r"(.+)_low(\d{1,4})")
 ACTIVATIONS: dict[str, Activation] = {"re": "relu", "hs": "hswish"}
 
 
@@ -178,24 +181,38 @@ def names() -> list[str]:
     return list(_published_networks())
 
 
-def _found(name: str) -> Entry:
-    wanted = name.lower().replace("-", "_")
-    wanted = ALIASES.get(wanted, wanted)
-    networks = _published_networks()
-    if wanted not in networks:
-        raise UserError(f"unknown network {name!r}{closest(wanted, networks)}")
-    return networks[wanted]
+def find(name: str, networks: Mapping[str, Entry]) -> Entry:
+    """The network of that name, or its variant for small images: ``NAME_low32`` is `low_resolution` at 32 pixels.
 
-
-def load(name: str) -> Architecture:
-    """A published network; upper case and dashes are accepted (``FBNetV3-B``).
+    Args:
+        name: upper case and dashes are accepted (``FBNetV3-B``).
+        networks: what `load_networks` gave.
 
     Raises:
         UserError: nothing of that name; the closest is suggested.
     """
-    return _found(name).architecture
+    wanted = name.lower().replace("-", "_")
+    variant = LOW_RESOLUTION.fullmatch(wanted)
+    base, side = (wanted, None) if variant is None else variant.groups()
+    known = {key.lower().replace("-", "_"): key for key in networks}
+    base = ALIASES.get(base, base)
+    if base not in known:
+        raise UserError(f"unknown network {name!r}{closest(base, networks)}")
+    entry = networks[known[base]]
+    if side is None:
+        return entry
+    return Entry(architecture=low_resolution(entry.architecture, int(side)), published=None)
+
+
+def load(name: str) -> Architecture:
+    """A published network by name, as `find` reads it.
+
+    Raises:
+        UserError: nothing of that name; the closest is suggested.
+    """
+    return find(name, _published_networks()).architecture
 
 
 def published(name: str) -> Published | None:
     """Published figures of a network, where there are any."""
-    return _found(name).published
+    return find(name, _published_networks()).published

@@ -64,14 +64,14 @@ def test_export_equals_pytorch_with_any_batch(finished: Path, capsys: pytest.Cap
     import numpy as np
     import onnxruntime
 
-    network, architecture, facts = load_model(finished / "train")
+    model = load_model(finished / "train")
     session = onnxruntime.InferenceSession((finished / "train" / "model.onnx").read_bytes())
-    side = architecture.resolution
+    side = model.facts.resolution
     for batch in (1, 7):
-        images = torch.rand(batch, facts["in_channels"], side, side)
+        images = torch.rand(batch, model.facts.in_channels, side, side)
         (logits,) = session.run(None, {"images": images.numpy()})
         with torch.no_grad():
-            assert np.abs(logits - network(images).numpy()).max() < 1e-4
+            assert np.abs(logits - model.network(images).numpy()).max() < 1e-4
 
 
 def test_finished_runs_can_be_resumed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from search_spaces.cost import cost
 from search_spaces.counting import fvcore_cost
 from search_spaces.errors import UserError
 from search_spaces.network import build
+from search_spaces.scaling import low_resolution
 from search_spaces.zoo import load, load_networks, names, published
 
 # Measured on the authors' modules: FLOPs with pools, convolution and linear weights, all parameters, in millions.
@@ -141,3 +142,13 @@ def test_wrong_files_name_network_and_line(old: str, new: str, words: str, tmp_p
         load_networks(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_variants_for_small_images_have_names() -> None:
+    assert load("FBNetV3-B_low32") == low_resolution(load("fbnetv3_b"), 32)
+    assert load("fbnetv3_b_low48").resolution == 48
+    assert published("fbnetv3_b_low32") is None
+    with pytest.raises(UserError, match=r"unknown network 'fbnetv3_h_low32'.*did you mean 'fbnetv3_"):
+        load("fbnetv3_h_low32")
+    with pytest.raises(UserError, match=r"resolution must be in 1..4096, got 0"):
+        load("fbnetv3_b_low0")
