@@ -21,7 +21,7 @@ _WHERE = {
     "load_architecture": "nas.loading",
     "load_model": "nas.loading",
     "RunFolder": "recipes.run_folder",
-    "evaluate": "recipes.trainer",
+    "evaluate": "recipes.evaluation",
     "fit": "recipes.trainer",
     "load_dataset": "recipes.datasets",
     "split_indices": "recipes.sources",
@@ -62,11 +62,11 @@ if TYPE_CHECKING:
     from nas.searching import search as search
     from nas.training import train as train
     from recipes.datasets import load_dataset as load_dataset
+    from recipes.evaluation import evaluate as evaluate
     from recipes.recipe import Recipe as Recipe
     from recipes.recipe import load_recipe as load_recipe
     from recipes.run_folder import RunFolder as RunFolder
     from recipes.sources import split_indices as split_indices
-    from recipes.trainer import evaluate as evaluate
     from recipes.trainer import fit as fit
     from search_spaces.architecture import Architecture as Architecture
     from search_spaces.architecture import Block as Block

@@ -110,7 +110,7 @@ def design_cost(design: Design, *, num_classes: int, in_channels: int = 3, resol
     Raises:
         UserError: a number out of its range, or images too small for the network.
     """
-    side = resolution or design.resolution
+    side = design.resolution if resolution is None else resolution
     if isinstance(design, Architecture):
         return cost(design, num_classes=num_classes, in_channels=in_channels, resolution=side)
     from search_spaces.counting import fvcore_cost
@@ -173,7 +173,7 @@ def _set_dropout(network: nn.Module, p: float) -> None:
     for module in own:
         module.p = p
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not own and linear:
+    if p > 0 and not own and linear:
         linear[-1].register_forward_pre_hook(partial(_dropped_input, p))
 
 
@@ -186,7 +186,7 @@ def _set_stochastic_depth(network: nn.Module, p: float) -> None:
     for index, module in enumerate(own):
         module.p = p * index / max(1, len(own) - 1)
     residual = [module for module in network.modules() if isinstance(module, (BasicBlock, Bottleneck))]
-    for index, block in enumerate(residual):
+    for index, block in enumerate(residual if p > 0 else []):
         last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
         last.register_forward_hook(partial(_dropped_branch, p * index / max(1, len(residual) - 1)))
 

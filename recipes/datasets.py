@@ -138,23 +138,19 @@ DOWNLOADS: Mapping[str, Download] = MappingProxyType(
 )  # fmt: skip
 
 
-def load_dataset(
-    name: str, data_dir: str | Path | None = None, *, workers: int | None = None, auto_augment: bool = False
-) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = None, *, workers: int | None = None) -> Dataset:
     """A data set of `DATASETS`.
 
     Args:
         name: for example `cifar10` or `imagefolder:~/photos`.
         data_dir: folder of downloaded sets; default: see `default_data_dir`.
         workers: processes that decode an image folder; see `FolderSource`. The other sets are held in memory.
-        auto_augment: the ImageNet policy of AutoAugment (arXiv:1805.09501), for image folders only.
 
     Raises:
         UserError: an unknown name, a set that is missing or damaged.
     """
     if name.startswith(FOLDER_PREFIX):
-        return _load_folder(name, workers, auto_augment)
-    require(not auto_augment, f"auto_augment is for {FOLDER_PREFIX}PATH only, not for {name!r}")
+        return _load_folder(name, workers)
     if name == "digits":
         return _load_digits()
     download = download_facts(name)
@@ -324,11 +320,11 @@ def _load_digits() -> Dataset:
     )
 
 
-def _load_folder(name: str, workers: int | None, auto_augment: bool) -> Dataset:
+def _load_folder(name: str, workers: int | None) -> Dataset:
     given = name.removeprefix(FOLDER_PREFIX)
     require(bool(given), f"{FOLDER_PREFIX}PATH needs the path of a folder with train/ and val/ in it")
     path = _expand(given).absolute()
-    train, test = (FolderSource(path / part, workers=workers, auto_augment=auto_augment) for part in ("train", "val"))
+    train, test = (FolderSource(path / part, workers=workers) for part in ("train", "val"))
     differing = sorted(set(train.class_names) ^ set(test.class_names))
     require(not differing, f"{path}: train and val need the same classes; in one only: {', '.join(differing[:5])}")
     require(

@@ -57,7 +57,9 @@ class Source(Protocol):
         resolution: int,
         rng: np.random.Generator | None = None,
         augment: bool = False,
+        auto_augment: bool = False,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the images.
 
@@ -66,7 +68,10 @@ class Source(Protocol):
             resolution: r, side of the images in pixels.
             rng: shuffles, and is the only randomness of augmentation; without it images come in order.
             augment: random crops and flips, as the source defines them; needs `rng`.
+            auto_augment: a policy of AutoAugment (arXiv:1805.09501) besides; needs `augment`.
             drop_last: leave out a last batch smaller than b.
+            part: (k, n) hands out every n-th image of a batch, from the k-th on: n processes share its images, and each
+                image is what it is with one. A batch without an image for k is left out.
 
         Returns:
             Iterator over images `(b, c, r, r)` float32, normalised, channels_last, and labels `(b,)` int64.
@@ -78,7 +83,7 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """Images held in memory, cropped and flipped a batch at a time."""
+    """Images held in memory, cropped and flipped a batch at a time; AutoAugment's policy is CIFAR-10's, image by image."""
 
     def __init__(
         self,
@@ -144,10 +149,12 @@ class TensorSource:
         resolution: int,
         rng: np.random.Generator | None = None,
         augment: bool = False,
+        auto_augment: bool = False,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Source.batches`."""
-        _check_request(batch_size, resolution, rng, augment)
+        _check_request(batch_size, resolution, rng, augment, auto_augment, part)
         order = _draw_order(len(self), rng)
         padding = round(self._crop_padding * resolution / self._images.native) if augment else 0
         corners = torch.zeros(len(self), 2, dtype=torch.int64)
@@ -156,33 +163,35 @@ class TensorSource:
             corners = torch.from_numpy(rng.integers(0, 2 * padding + 1, size=(len(self), 2)))
             if self._flip:
                 mirrored = torch.from_numpy(rng.integers(0, 2, size=len(self)).astype(np.bool_))
+        policy = _Policy(int(rng.integers(1 << 62))) if auto_augment and rng is not None else None
         stored = self._images.at(resolution, padding)
         positions = torch.arange(len(self))  # in the epoch: randomness belongs to the place, not to the image
 
         def produce() -> Iterator[tuple[Tensor, Tensor]]:
-            for place in _split(positions, batch_size, drop_last):
+            for place in _split(positions, batch_size, drop_last, part):
                 chosen = order[place]
                 crops = crop_and_flip(stored, self._indices[chosen], corners[place], mirrored[place], resolution)
+                if policy is not None:
+                    crops = policy(crops, place)
                 yield self._normalise(crops), self._labels[chosen]
 
         return produce()
 
 
 class FolderSource:
-    """Image files in one folder per class, decoded as they are needed.
+    """Image files in one folder per class, decoded as they are needed; AutoAugment's policy is ImageNet's.
 
     Augmentation is a crop of 8 % to 100 % of the area, resized, mirrored half of the time (torchvision's defaults).
     Otherwise the short side becomes r * 256 / 224, rounded up to a multiple of 8, and the centre is cut out.
     What is drawn for an image depends on the epoch's generator and the image alone, not on the number of workers.
     """
 
-    def __init__(self, folder: str | Path, *, workers: int | None = None, auto_augment: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, workers: int | None = None) -> None:
         """List the files; none is opened yet.
 
         Args:
             folder: holds one folder per class, as torchvision.datasets.ImageFolder wants it.
             workers: processes that decode; 0 decodes in this one. Default: as many as cores, at most 8.
-            auto_augment: augmentation applies the ImageNet policy of AutoAugment (arXiv:1805.09501) as well.
 
         Raises:
             UserError: the folder is missing, has no class folders, or one of them has no images.
@@ -201,7 +210,6 @@ class FolderSource:
         self._labels = torch.tensor(listed.targets, dtype=torch.int64)
         self._indices = torch.arange(len(self._paths))
         self._workers = min(8, os.cpu_count() or 1) if workers is None else workers
-        self._auto_augment = auto_augment
         self._normalise = _Normalise(IMAGENET_MEAN, IMAGENET_STD)
 
     def __len__(self) -> int:
@@ -226,13 +234,15 @@ class FolderSource:
         resolution: int,
         rng: np.random.Generator | None = None,
         augment: bool = False,
+        auto_augment: bool = False,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Source.batches`."""
-        _check_request(batch_size, resolution, rng, augment)
-        chunks = _split(_draw_order(len(self), rng), batch_size, drop_last)
+        _check_request(batch_size, resolution, rng, augment, auto_augment, part)
+        chunks = _split(_draw_order(len(self), rng), batch_size, drop_last, part)
         seed = int(rng.integers(1 << 62)) if augment and rng is not None else 0
-        files = _DecodedFiles(self._paths, _transform(resolution, augment, self._auto_augment), seed)
+        files = _DecodedFiles(self._paths, _transform(resolution, augment, auto_augment), seed)
         loader: DataLoader[Tensor | str] = DataLoader(
             files,
             batch_sampler=[self._indices[chunk].tolist() for chunk in chunks],
@@ -356,6 +366,24 @@ class _Normalise:
         return images.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
 
 
+class _Policy:
+    """AutoAugment's CIFAR-10 policy; what is drawn for an image depends on the seed and its place in the epoch alone."""
+
+    def __init__(self, seed: int) -> None:
+        from torchvision.transforms import v2
+
+        self.seed, self.transform = seed, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+
+    def __call__(self, images: Tensor, places: Tensor) -> Tensor:
+        """Changed copies of images `(b, r, r, c)` uint8 at `places` `(b,)` of the epoch."""
+        changed = torch.empty_like(images)
+        with torch.random.fork_rng(devices=[]):
+            for index, (image, place) in enumerate(zip(images, places.tolist(), strict=True)):
+                torch.default_generator.manual_seed(stream_seed(self.seed, "image", place))
+                changed[index] = self.transform(image.permute(2, 0, 1)).permute(1, 2, 0)
+        return changed
+
+
 class _DecodedFiles(Dataset["Tensor | str"]):
     """Image files as `(r, r, 3)` uint8. One that cannot be read gives a message: an exception would reach the caller
     from a worker process wrapped in that process's traceback.
@@ -412,10 +440,19 @@ def _surviving(loader: "DataLoader[Tensor | str]") -> Iterator[Tensor | str]:
         raise UserError(f"a process that reads images died ({first_line(error)}); try fewer workers") from error
 
 
-def _check_request(batch_size: int, resolution: int, rng: np.random.Generator | None, augment: bool) -> None:
+def _check_request(
+    batch_size: int,
+    resolution: int,
+    rng: np.random.Generator | None,
+    augment: bool,
+    auto_augment: bool,
+    part: tuple[int, int],
+) -> None:
     require(batch_size >= 1, f"batch_size must be >= 1, got {batch_size}")
     require(resolution >= 1, f"resolution must be >= 1 pixel, got {resolution}")
     require(rng is not None or not augment, "augment needs a random generator: pass rng")
+    require(augment or not auto_augment, "auto_augment needs augment")
+    require(0 <= part[0] < part[1], f"part must be (k, n) with 0 <= k < n, got {part}")
 
 
 def _checked_indices(indices: npt.NDArray[np.int64], length: int) -> Tensor:
@@ -429,6 +466,8 @@ def _draw_order(length: int, rng: np.random.Generator | None) -> Tensor:
     return torch.arange(length) if rng is None else torch.from_numpy(rng.permutation(length))
 
 
-def _split(positions: Tensor, batch_size: int, drop_last: bool) -> list[Tensor]:
+def _split(positions: Tensor, batch_size: int, drop_last: bool, part: tuple[int, int]) -> list[Tensor]:
+    """This part of each batch; see `Source.batches`."""
     end = len(positions) // batch_size * batch_size if drop_last else len(positions)
-    return [positions[start : min(start + batch_size, end)] for start in range(0, end, batch_size)]
+    batches = (positions[start : min(start + batch_size, end)] for start in range(0, end, batch_size))
+    return [batch[part[0] :: part[1]] for batch in batches if len(batch) > part[0]]

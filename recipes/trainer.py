@@ -1,9 +1,13 @@
 """The one training loop: retraining, candidate evaluation and tree fine-tuning all pass through `fit`.
 
+Inside a process group (`recipes.distributed`) the processes share each batch, average their gradients and stay equal:
+weights after every step, running statistics after every epoch. Process 0 alone writes.
+
 Randomness: the order and augmentation of an epoch come from the stream "batches" of (seed, epoch), mixup from "mixup"
 of (seed, epoch, step), and what layers draw themselves (dropout, stochastic depth) from torch's generator, set for each
 step by `_seeded`. Nothing depends on what was drawn before, so a resumed run repeats an uninterrupted one bit for bit
-(same machine, versions and number of threads).
+(same machine, versions, number of threads and of processes). Several processes have streams of their own for mixup and
+layers; the images of a batch are the same ones for any number.
 """
 
 import logging
@@ -16,9 +20,10 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.distributed import Ranks, SharedError, average_buffers, from_main, joined, mean_over_ranks, share_gradients
+from recipes.evaluation import Evaluation, evaluate, evaluation_mode
 from recipes.optim import build_ema, build_optimizer, set_lr
 from recipes.recipe import Recipe
 from recipes.regularisation import CrossEntropy, draw_mixup, mixup
@@ -74,26 +79,6 @@ class Callback(Protocol):
         """After every epoch, before its checkpoint is written."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """How a model does on a source."""
-
-    correct: int
-    total: int
-    loss: float  # mean cross entropy, no smoothing
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100.0 * self.correct / self.total
-
-    @property
-    def standard_error(self) -> float:
-        """Binomial standard error of `accuracy`, in points."""
-        share = self.correct / self.total
-        return 100.0 * math.sqrt(share * (1.0 - share) / self.total)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
     """What `fit` returns."""
@@ -102,32 +87,6 @@ class FitResult:
     evaluation: Evaluation | None  # on the test source, after the last epoch
     model: nn.Module  # the model given, trained, in evaluation mode; averaged weights if the recipe has ema
     stopped_epoch: int  # number of epochs trained
-
-
-def evaluate(
-    model: nn.Module, source: Source, *, resolution: int, batch_size: int = 512, device: torch.device | str = "cpu"
-) -> Evaluation:
-    """Top-1 accuracy and cross entropy in evaluation mode; every module's mode is left as found.
-
-    Args:
-        model: images `(b, c, r, r)` to logits `(b, k)`; already on `device`.
-        source: what to evaluate on, every image once.
-        resolution: r, side of the images in pixels.
-        batch_size: images at a time.
-        device: where to compute.
-
-    Raises:
-        UserError: the source is empty.
-    """
-    require(len(source) > 0, "there is nothing to evaluate on: the source holds no images")
-    correct, loss = 0, 0.0
-    with _evaluation_mode(model), torch.no_grad():  # not inference mode: modules may cache what they compute
-        for images, labels in source.batches(batch_size, resolution=resolution):
-            labels = labels.to(device)
-            logits: Tensor = model(images.to(device))
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return Evaluation(correct=correct, total=len(source), loss=loss / len(source))
 
 
 def fit(
@@ -154,11 +113,13 @@ def fit(
         recipe: how to train.
         resolution: r, side of the images in pixels.
         seed: of all randomness in training (not of the initial weights), >= 0.
-        run: folder that gets `recipe.json`, a row of `metrics.csv` and `checkpoint.pt` an epoch.
+        run: folder that gets `recipe.json`, a row of `metrics.csv` and `checkpoint.pt` an epoch; of process 0 only.
         loss: replaces the cross entropy, and with it the recipe's label smoothing.
         callbacks: called in order.
         device: where to train.
         resume: continue from the run's checkpoint where there is one.
+
+    Several processes need the same arguments in each, but for `run`, and a device of their own.
 
     Returns:
         History, final evaluation and the model.
@@ -166,21 +127,22 @@ def fit(
     Raises:
         UserError: input that does not fit together, a loss that is not finite, a checkpoint of another run.
     """
-    device = checked_device(device)
+    device, place = checked_device(device), joined()
     require(seed >= 0, f"seed must be >= 0, got {seed}")
-    require(len(train) >= 2, f"training needs at least 2 images, got {len(train)}")
-    if resume and run is None:
+    images_a_step = recipe.batch_size * place.nodes
+    needed, some = 2 * place.world, min(len(train), images_a_step)  # a batch norm needs two in each process
+    require(some >= needed, f"training needs at least {needed} images a step, got {some}")
+    if resume and run is None and place.main:
         raise UserError("resume needs a run folder")
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, _ = next(_epoch_batches(train, recipe, resolution, seed, 0))
+    images, _ = next(_epoch_batches(train, recipe, resolution, seed, 0, place))
     classes = _count_outputs(model, images[:1].to(device), train.labels)
     training = _Training(
         model=model, recipe=recipe, seed=int(seed), resolution=int(resolution), device=device, classes=classes,
         loss=loss or CrossEntropy(label_smoothing=recipe.label_smoothing), callbacks=callbacks,
-        steps=max(1, len(train) // recipe.batch_size),
+        steps=max(1, len(train) // images_a_step), place=place,
     )  # fmt: skip
-    if run is not None:
-        training.attach(run, resume=resume)
+    training.attach(run, resume=resume)
     evaluation = None
     for epoch in range(training.epochs_done, recipe.last_epoch):
         if training.state.stop:
@@ -200,36 +162,45 @@ class _Training:
 
     def __init__(
         self, *, model: nn.Module, recipe: Recipe, seed: int, resolution: int, device: torch.device, classes: int,
-        loss: Loss, callbacks: Sequence[Callback], steps: int,
+        loss: Loss, callbacks: Sequence[Callback], steps: int, place: Ranks,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.seed, self.resolution = model, recipe, seed, resolution
-        self.device, self.classes, self.loss, self.callbacks = device, classes, loss, callbacks
+        self.device, self.classes, self.loss, self.callbacks, self.place = device, classes, loss, callbacks, place
         self.amp = recipe.amp and device.type == "cuda"
+        if recipe.sync_batch_norm and place.world > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch: not on CPUs
         self.optimizer = build_optimizer(model, recipe)
         self.ema = build_ema(model, recipe.ema_decay) if recipe.ema else None
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
         self.state = TrainState(model=model, recipe=recipe, steps=steps)
         self.history: list[dict[str, float]] = []
+        self.parallel = share_gradients(model, place)
 
     @property
     def epochs_done(self) -> int:
         return len(self.history)
 
-    def attach(self, run: RunFolder, *, resume: bool) -> None:
+    def attach(self, run: RunFolder | None, *, resume: bool) -> None:
         """Restore the run's checkpoint where there is one, and bring its other files to the same epoch."""
-        if run.checkpoint.exists():
+        stored = None
+        if run is not None and run.checkpoint.exists():
             require(resume, f"{run.path} already holds a checkpoint; resume it or choose another folder")
-            self.restore(load_checkpoint(run.checkpoint), str(run.checkpoint))
-            logger.info("resuming %s after epoch %d", run.path, self.epochs_done)
-        run.truncate_metrics(self.epochs_done)
-        self.recipe.save(run.recipe)
+            stored = load_checkpoint(run.checkpoint)
+        stored = from_main(stored, self.place)
+        if stored is not None:
+            self.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
+        if run is not None:
+            if stored is not None:
+                logger.info("resuming %s after epoch %d", run.path, self.epochs_done)
+            run.truncate_metrics(self.epochs_done)
+            self.recipe.save(run.recipe)
 
     def epoch(self, epoch: int, train: Source, test: Source | None, run: RunFolder | None) -> Evaluation | None:
         """One epoch: steps, evaluation, metrics, callbacks, checkpoint, in this order."""
         started, state = time.process_time(), self.state
         self.model.train()
         state.epoch, losses = epoch, 0.0
-        batches = _epoch_batches(train, self.recipe, self.resolution, self.seed, epoch)
+        batches = _epoch_batches(train, self.recipe, self.resolution, self.seed, epoch, self.place)
         for state.step, (images, labels) in enumerate(batches):
             self.step(images, labels)
             losses += state.loss
@@ -237,6 +208,9 @@ class _Training:
                 callback.on_step_end(state)
         row: dict[str, float] = {"epoch": epoch, "lr": state.lr, "train_loss": losses / state.steps}
         evaluation = None
+        for averaged in (self.model, self.ema):
+            if averaged is not None:
+                average_buffers(averaged, self.place)
         if test is not None:
             reported = self.model if self.ema is None else self.ema.module
             evaluation = evaluate(reported, test, resolution=self.resolution, device=self.device)
@@ -256,17 +230,17 @@ class _Training:
         """One optimizer step on images `(b, c, r, r)` and labels `(b,)`."""
         state, recipe = self.state, self.recipe
         progress = (state.epoch + state.step / state.steps) / recipe.epochs
-        state.lr = recipe.lr * lr_factor(recipe, progress)
+        state.lr = recipe.lr * self.place.nodes * lr_factor(recipe, progress)
         set_lr(self.optimizer, state.lr)
         images, targets = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if recipe.mixup > 0:
-            rng = numpy_rng(self.seed, "mixup", state.epoch, state.step)
+            rng = numpy_rng(self.seed, "mixup", state.epoch, state.step, *self.place.key())
             weight, partners = draw_mixup(rng, len(labels), recipe.mixup)
             images, targets = mixup(images, targets, self.classes, weight, torch.as_tensor(partners).to(self.device))
-        with _seeded(self.seed, state.epoch, state.step, self.device):
+        with _seeded(stream_seed(self.seed, "torch", state.epoch, state.step, *self.place.key()), self.device):
             with torch.autocast(self.device.type, enabled=self.amp):
-                loss = self.loss(self.model, images, targets, progress)
-            state.loss = float(loss.detach())
+                loss = self.loss(self.parallel, images, targets, progress)
+            state.loss = float(mean_over_ranks(loss.detach(), self.place))  # not finite on one is so on all
             if not math.isfinite(state.loss):
                 self.diverged(f"the loss is {state.loss}")
             self.optimizer.zero_grad(set_to_none=True)
@@ -287,14 +261,17 @@ class _Training:
 
     def diverged(self, what: str) -> NoReturn:
         state = self.state
-        raise UserError(
+        raise SharedError(
             f"{what} at epoch {state.epoch}, step {state.step}, learning rate {state.lr:.3g}; "
             "try a lower lr, a longer warmup_epochs or clip_grad_norm"
         )
 
     def identity(self) -> dict[str, Any]:
         """What must agree between a checkpoint and the run that resumes from it."""
-        return {"schema": SCHEMA, "recipe": self.recipe.to_json(), "seed": self.seed, "resolution": self.resolution}
+        return {
+            "schema": SCHEMA, "recipe": self.recipe.to_json(), "seed": self.seed, "resolution": self.resolution,
+            "machines": self.place.nodes,
+        }  # fmt: skip
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that resuming needs: plain values and tensors."""
@@ -367,9 +344,8 @@ def require_optimizer_state(optimizer: torch.optim.Optimizer, *, started: bool) 
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, step: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators set for this step, and left as found: layers draw from them and take no other."""
-    number = stream_seed(seed, "torch", epoch, step)
+def _seeded(number: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators set to a number, and left as found: layers draw from them and take no other."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else []):
         torch.default_generator.manual_seed(number)
@@ -377,17 +353,6 @@ def _seeded(seed: int, epoch: int, step: int, device: torch.device) -> Iterator[
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(number)
         yield
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def checked_device(device: torch.device | str) -> torch.device:
@@ -407,18 +372,19 @@ def checked_device(device: torch.device | str) -> torch.device:
 
 
 def _epoch_batches(
-    train: Source, recipe: Recipe, resolution: int, seed: int, epoch: int
+    train: Source, recipe: Recipe, resolution: int, seed: int, epoch: int, place: Ranks
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    batch_size = recipe.batch_size * place.nodes
     return train.batches(
-        recipe.batch_size, resolution=resolution, rng=numpy_rng(seed, "batches", epoch), augment=recipe.augment,
-        drop_last=len(train) >= recipe.batch_size,
+        batch_size, resolution=resolution, rng=numpy_rng(seed, "batches", epoch), augment=recipe.augment,
+        auto_augment=recipe.auto_augment, drop_last=len(train) >= batch_size, part=(place.rank, place.world),
     )  # fmt: skip
 
 
 def _count_outputs(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """k of the model's logits, from one image; shows early that network, images and labels fit together."""
     try:
-        with _evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             logits: Tensor = model(images)
     except RuntimeError as error:
         shape = tuple(images.shape[1:])

@@ -9,6 +9,7 @@ from itertools import pairwise
 import typer
 
 from nas.cli import data, demo, export, search, spaces, train, zoo
+from nas.cli.options import is_main_process
 
 INTERRUPTED = 130  # exit code of Ctrl-C
 
@@ -56,7 +57,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result = command.main(args=arguments, prog_name="nas", standalone_mode=False)
     except UserError as error:
-        return _complain(str(error))
+        notes = getattr(error, "__notes__", [])  # which of several processes met it, if one alone did
+        return _complain(" ".join([str(error), *notes]), alone=bool(notes))
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except typer.Exit as error:
@@ -88,6 +90,8 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
-def _complain(message: str) -> int:
-    print(f"nas: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+def _complain(message: str, *, alone: bool = False) -> int:
+    """One line, of the first process only where all meet the same error."""
+    if alone or is_main_process():
+        print(f"nas: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return 2

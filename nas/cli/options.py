@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +19,17 @@ Flops = Annotated[
 Params = Annotated[str | None, typer.Option("--params", help="conv and linear weights, the same grammar")]
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks: the only one, or the first of those that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def set_threads(threads: int | None) -> None:
     """Use so many CPU threads.
 
     Raises:
         UserError: fewer than one, or so many that memory would run out.
     """
-    import os
-
     import torch
 
     from search_spaces.serialisation import require

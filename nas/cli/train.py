@@ -1,17 +1,25 @@
 """``nas train``."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, set_threads
+from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, is_main_process, set_threads
+
+if TYPE_CHECKING:
+    from nas.training import TrainResult
 
 
 def train_command(
-    architecture: Annotated[
-        str, typer.Argument(help="architecture file, run folder of a search, or published network (nas zoo)")
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="architecture file, run folder of a search, published network (nas zoo; NAME_low32: its variant for"
+            " 32 pixels) or torchvision:NAME"
+        ),
     ],
     data: Data,
     out: Out,
@@ -20,35 +28,63 @@ def train_command(
     ] = None,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="instead of the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="instead of the recipe's")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="of one machine, instead of the recipe's")
+    ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="instead of the recipe's")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="side of the images in pixels; default: the network's")
+    ] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option("--pretrained", help="weights to start from: a checkpoint or a run folder")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="run folder of a network to learn from, or its name")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="checkpoint of a teacher given by name")
+    ] = None,
+    distillation: Annotated[
+        float | None, typer.Option("--distillation", help="weight of the teacher in the loss, instead of the recipe's")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
     resume: Resume = False,
 ) -> None:
-    """Train a network with a recipe, from scratch."""
+    """Train a network with a recipe; under torchrun in several processes."""
     from nas.cli.progress import ProgressBar
     from nas.training import train
-    from search_spaces.limits import format_quantity
 
     set_threads(threads)
-    with ProgressBar(Path(architecture).name) as progress:
+    with ProgressBar(Path(network).name) if is_main_process() else nullcontext() as progress:
         result = train(
-            architecture,
+            network,
             data,
             recipe=recipe,
             out=out,
             seed=seed,
+            resolution=resolution,
+            pretrained=pretrained,
+            teacher=teacher,
+            teacher_weights=teacher_weights,
             data_dir=data_dir,
             device=device,
             resume=resume,
-            callbacks=[progress],
+            callbacks=[] if progress is None else [progress],
             command=sys.argv[1:],
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
+            distillation=distillation,
         )
+    if is_main_process():
+        _report(result, out)
+
+
+def _report(result: "TrainResult", out: Path) -> None:
+    from search_spaces.limits import format_quantity
+
     evaluation = result.evaluation
     typer.echo(
         f"{result.design.name}: {evaluation.accuracy:.2f} % ± {evaluation.standard_error:.2f}"

@@ -203,8 +203,6 @@ def test_an_incomplete_set_counts_as_missing(small: dict[str, Arrays], tmp_path:
 
 def test_unknown_names_get_a_hint(tmp_path: Path) -> None:
     assert message("cifar-10", tmp_path) == "unknown dataset 'cifar-10'; did you mean 'cifar10'?"
-    with pytest.raises(UserError, match="auto_augment is for imagefolder:PATH only, not for 'mnist'"):
-        load_dataset("mnist", tmp_path, auto_augment=True)
 
 
 def test_data_dir_comes_from_the_argument_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +226,7 @@ def test_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("train", "val"):
         write_images(tmp_path / "photos" / part, ("ant", "bee"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    dataset = load_dataset("imagefolder:~/photos", workers=0, auto_augment=True)
+    dataset = load_dataset("imagefolder:~/photos", workers=0)
     assert (dataset.num_classes, dataset.in_channels, dataset.resolution) == (2, 3, 224)
     assert dataset.class_names == ("ant", "bee")
     assert dataset.name == f"imagefolder:{tmp_path}/photos"

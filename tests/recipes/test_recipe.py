@@ -5,6 +5,7 @@ import re
 import pytest
 
 from recipes.recipe import RECIPES, Recipe, load_recipe
+from recipes.schedules import lr_factor
 from search_spaces.errors import UserError
 
 PLAIN = Recipe(name="plain", epochs=10, batch_size=8, lr=0.1)
@@ -23,10 +24,25 @@ def test_optional_fields_round_trip():
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
-def test_fbnetv3_is_table_4_9():
-    recipe = RECIPES["fbnetv3"]
+@pytest.mark.parametrize("name", ["nars", "fbnetv3", "fbnetv3-distilled", "fbnetv3-large", "fbnetv3-large-distilled"])
+def test_published_recipes_are_table_4_9(name):
+    recipe = RECIPES[name]
     assert (recipe.lr, recipe.optimizer, recipe.ema, recipe.weight_decay) == (0.026, "rmsprop", True, 7e-6)
-    assert (recipe.dropout, recipe.stochastic_depth, recipe.mixup) == (0.17, 0.09, 0.19)
+    assert (recipe.dropout, recipe.mixup) == (0.17, 0.19)
+    assert recipe.stochastic_depth == (0.2 if "large" in name else 0.09)
+    assert recipe.distillation == (0.8 if "distilled" in name else 0.0)
+    assert (recipe.epochs, recipe.decay_per_epoch, recipe.batch_size) == (400, 0.9875, 256)
+    assert recipe.augment and recipe.auto_augment and recipe.label_smoothing and not recipe.weight_decay_norm
+    assert recipe.ema_decay == 0.99985
+
+
+def test_rates_of_the_final_training():
+    """5 epochs of warm-up, then 0.026 x 0.9875 ** epoch, whatever the number of epochs trained."""
+    recipe = RECIPES["fbnetv3"]
+    for epoch in (5, 100, 399):
+        assert lr_factor(recipe, epoch / 400) == pytest.approx(0.9875**epoch)
+    assert lr_factor(recipe, 2.5 / 400) < 0.51
+    assert lr_factor(recipe.with_epochs(40), 0.25) == pytest.approx(0.9875**100)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +67,9 @@ def test_fbnetv3_is_table_4_9():
         ({"milestones": (0.5, 1.0)}, "milestones must ascend inside (0, 1)"),
         ({"milestones": [0.5]}, "milestones must be a tuple of numbers, got [0.5]"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs optimizer 'sgd' and momentum > 0, got 'sgd' and 0.0"),
+        ({"distillation": 1.5}, "distillation must be in [0, 1], got 1.5"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature must be in (0, 1e+06], got 0.0"),
+        ({"auto_augment": True}, "auto_augment true needs augment true"),
         ({"name": ""}, "name must be a non-empty text"),
         ({"weight_decai": 0.0}, "unknown key 'weight_decai'; did you mean 'weight_decay'?"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipes import sources
-from recipes.sources import FolderSource, TensorSource, crop_and_flip, resize_images, split_indices
+from recipes.sources import FolderSource, Source, TensorSource, crop_and_flip, resize_images, split_indices
 from search_spaces.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
@@ -191,6 +191,46 @@ def test_bad_requests_are_refused_at_the_call() -> None:
         source.batches(1, resolution=0)
     with pytest.raises(UserError, match="rng"):
         source.batches(1, resolution=9, augment=True)
+    with pytest.raises(UserError, match="auto_augment needs augment"):
+        source.batches(1, resolution=9, rng=rng(), auto_augment=True)
+    with pytest.raises(UserError, match=r"0 <= k < n, got \(2, 2\)"):
+        source.batches(1, resolution=9, part=(2, 2))
+
+
+@pytest.mark.parametrize("auto_augment", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_parts_of_batches_are_the_batches(folder: Path, auto_augment: bool, drop_last: bool) -> None:
+    """Whatever the number of processes, the k-th batch holds the same images."""
+    for source in (tensor_source(23), FolderSource(folder, workers=0)):
+
+        def batches(k: int, n: int, source: Source = source) -> list[tuple[Tensor, Tensor]]:
+            given = source.batches(
+                5, resolution=9, rng=rng(), augment=True, auto_augment=auto_augment, drop_last=drop_last,
+                part=(k, n),
+            )  # fmt: skip
+            return list(given)
+
+        whole, parts = batches(0, 1), [batches(k, 3) for k in range(3)]
+        assert len(whole) == (len(source) // 5 if drop_last else -(-len(source) // 5))
+        for index, (images, labels) in enumerate(whole):
+            for k in range(min(3, len(labels))):
+                assert torch.equal(parts[k][index][0], images[k::3])
+                assert torch.equal(parts[k][index][1], labels[k::3])
+        assert [len(part) for part in parts] == [sum(len(labels) > k for _, labels in whole) for k in range(3)]
+
+
+def test_auto_augment_of_tensors_depends_on_the_generator_alone() -> None:
+    source = tensor_source(40, 32)
+    plain, labels = epoch(source.batches(8, resolution=32, rng=rng(), augment=True))
+    before = torch.random.get_rng_state()
+    images, same = epoch(source.batches(8, resolution=32, rng=rng(), augment=True, auto_augment=True))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again, _ = epoch(source.batches(40, resolution=32, rng=rng(), augment=True, auto_augment=True))
+    assert torch.equal(labels, same) and torch.equal(images, again)
+    changed = (images != plain).flatten(1).any(1).sum()
+    assert changed > 20, "each of the 25 pairs of CIFAR-10's policy changes most images"
+    grey = TensorSource(random_images(4, 16, 1), torch.zeros(4, dtype=torch.int64), mean=(0.5,), std=(0.5,))
+    assert epoch(grey.batches(4, resolution=16, rng=rng(), augment=True, auto_augment=True))[0].shape == (4, 1, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +314,9 @@ def test_folder_evaluation_cuts_the_centre_of_the_resized_image(folder: Path) ->
 @pytest.mark.parametrize("auto_augment", [False, True])
 def test_folder_augmentation_depends_on_the_generator_alone(folder: Path, auto_augment: bool) -> None:
     def one_epoch(workers: int, seed: int, batch_size: int = 2) -> tuple[Tensor, Tensor]:
-        source = FolderSource(folder, workers=workers, auto_augment=auto_augment)
-        return epoch(source.batches(batch_size, resolution=16, rng=rng(seed), augment=True))
+        source = FolderSource(folder, workers=workers)
+        batches = source.batches(batch_size, resolution=16, rng=rng(seed), augment=True, auto_augment=auto_augment)
+        return epoch(batches)
 
     before = torch.random.get_rng_state()
     images, labels = one_epoch(workers=0, seed=1)

@@ -16,10 +16,11 @@ from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.evaluation import Evaluation, evaluate
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
 from recipes.schedules import lr_factor
-from recipes.trainer import Callback, Evaluation, TrainState, evaluate, fit
+from recipes.trainer import Callback, TrainState, fit
 from search_spaces.errors import UserError
 
 PLAIN = Recipe(name="plain", epochs=4, batch_size=16, lr=0.1, schedule="linear")
@@ -48,12 +49,15 @@ class Memory:
     def subset(self, indices):
         return Memory(images=self.x[indices], labels=self.y[indices])
 
-    def batches(self, batch_size, *, resolution, rng=None, augment=False, drop_last=False):
+    def batches(
+        self, batch_size, *, resolution, rng=None, augment=False, auto_augment=False, drop_last=False, part=(0, 1)
+    ):
         order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         for start in range(0, len(self), batch_size):
             picked = order[start : start + batch_size]
             if drop_last and len(picked) < batch_size:
                 return
+            picked = picked[part[0] :: part[1]]
             images = self.x[picked, :, :resolution, :resolution].to(memory_format=torch.channels_last)
             if augment:
                 images = images.roll(int(rng.integers(8)), dims=3)
@@ -352,7 +356,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
     ("options", "message"),
     [
         ({"seed": -1}, "seed must be >= 0, got -1"),
-        ({"source": Memory(1)}, "training needs at least 2 images, got 1"),
+        ({"source": Memory(1)}, "training needs at least 2 images a step, got 1"),
         ({"resume": True}, "resume needs a run folder"),
         ({"device": "gpu0"}, "unknown device 'gpu0'"),
         ({"net": nn.Conv2d(1, 3, 1)}, "the network does not take images of shape (2, 8, 8)"),

@@ -1,0 +1,157 @@
+"""Several processes that train one model together, as `torchrun` starts them.
+
+A node is a machine. A recipe's batch size is that of a node (thesis 4.6): its processes share the batch, and more nodes
+make the batch and the learning rate larger by their number. Two processes of one machine therefore do what one does, but
+for batch norms, whose statistics are those of each process's images unless they are synchronised.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from search_spaces.errors import UserError
+from search_spaces.serialisation import require
+
+
+class SharedError(UserError):
+    """An error that every process meets alike, so that one need speak of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Which process this is, and of how many."""
+
+    rank: int = 0  # among all processes
+    world: int = 1  # number of processes
+    local_rank: int = 0  # among those of this machine
+    local_world: int = 1  # number of processes of this machine
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def nodes(self) -> int:
+        """Number of machines."""
+        return self.world // self.local_world
+
+    def key(self) -> tuple[int, ...]:
+        """What tells the random streams of processes apart; nothing where there is one."""
+        return (self.rank,) if self.world > 1 else ()
+
+
+def ranks() -> Ranks:
+    """What `torchrun` put into the environment; one process where it did not.
+
+    Raises:
+        UserError: the environment does not fit together.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return Ranks()
+    values = {}
+    for field, variable in (
+        ("rank", "RANK"), ("world", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"), ("local_world", "LOCAL_WORLD_SIZE")
+    ):  # fmt: skip
+        text = os.environ.get(variable, "")
+        require(text.isdigit(), f"WORLD_SIZE is set, so {variable} must be a whole number, got {text!r}; use torchrun")
+        values[field] = int(text)
+    found = Ranks(**values)
+    fits = 0 <= found.local_rank < found.local_world and found.rank < found.world
+    require(
+        fits and found.world % max(1, found.local_world) == 0,
+        f"every machine needs the same number of processes: {found}",
+    )
+    return found
+
+
+def joined() -> Ranks:
+    """`ranks` where a process group is up, else one process: what training has to reckon with."""
+    return ranks() if dist.is_available() and dist.is_initialized() else Ranks()
+
+
+def own_device(device: torch.device, place: Ranks) -> torch.device:
+    """The device of this process: CUDA devices are dealt out by local rank, unless one is named."""
+    if device.type == "cuda" and device.index is None and place.world > 1:
+        return torch.device("cuda", place.local_rank)
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
+    """Join the other processes while inside, with NCCL on CUDA devices and gloo elsewhere; nothing for one process.
+
+    An error of the input that this process alone meets gets a note that says which process it was.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if place.world == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world)
+    except (RuntimeError, ValueError) as error:  # torch's own errors of the rendezvous are RuntimeErrors
+        raise UserError(f"the {place.world} processes cannot reach each other: {error}") from error
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error, SharedError):
+            error.add_note(f"in process {place.rank}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def share_gradients(model: nn.Module, place: Ranks) -> nn.Module:
+    """The model, whose gradients become the mean over all processes as backward computes them; its buffers stay its own."""
+    if place.world == 1:
+        return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than torch 2.9
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def mean_over_ranks(value: Tensor, place: Ranks) -> Tensor:
+    """Mean of a tensor over all processes, the same on each."""
+    if place.world > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= place.world
+    return value
+
+
+def sum_over_ranks(values: Tensor, place: Ranks) -> Tensor:
+    """Sum of a tensor over all processes, the same on each."""
+    if place.world > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def average_buffers(module: nn.Module, place: Ranks) -> None:
+    """Give all processes the mean of their floating buffers (running statistics); integer ones are equal already."""
+    if place.world > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(mean_over_ranks(buffer, place))
+
+
+def from_main(value: Any, place: Ranks) -> Any:
+    """What process 0 has, in every process."""
+    if place.world > 1:
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return value
