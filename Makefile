@@ -32,6 +32,7 @@ bench: $(BIN)/nas
 	$(BIN)/python -m benchmarks.cost_exactness
 	$(BIN)/python -m benchmarks.masking_growth
 	$(BIN)/python -m benchmarks.search_budgets
+	$(BIN)/python -m benchmarks.zoo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

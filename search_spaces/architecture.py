@@ -46,8 +46,9 @@ class Block:
       without norm, activation (the efficient last stage of the published networks).
 
     Facts of some published networks: ``bias`` gives the block's convolutions biases besides their norms; ``groups`` divides
-    both 1x1 convolutions of an ``ir`` block, with a channel shuffle after the first; ``padding`` of the kernel in pixels
-    replaces kernel // 2.
+    both 1x1 convolutions of an ``ir`` block, with a channel shuffle after the first; ``group_width`` is the number of
+    channels in a group of its kernel convolution, 1 where that is depthwise; ``padding`` of the kernel in pixels replaces
+    kernel // 2.
     """
 
     kind: BlockKind
@@ -60,6 +61,7 @@ class Block:
     pointwise: bool = True
     bias: bool = False
     groups: int = 1
+    group_width: int = 1
     padding: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +92,12 @@ class Block:
         require(
             self.mid_channels % self.groups == 0 and (self.groups == 1 or self.out_channels % self.groups == 0),
             f"groups must divide mid_channels {self.mid_channels} and out_channels {self.out_channels}, got {self.groups}",
+        )
+        fits = self.group_width == 1 or (self.kind == "ir" and 1 < self.group_width <= self.mid_channels)
+        require(
+            fits and self.mid_channels % self.group_width == 0,
+            f"group_width of a {self.kind} block must be {'a divisor of mid_channels' if self.kind == 'ir' else '1'},"
+            f" got {self.group_width}",
         )
         require(not self.bias or self.kind != "skip", "bias of a skip block must be false")
         if self.padding is not None:

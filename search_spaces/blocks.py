@@ -55,8 +55,8 @@ class InvertedResidual(nn.Module):
             self.pw = conv_norm(in_channels, mid, activation=block.activation, groups=groups, bias=bias)
         self.shuffle = nn.ChannelShuffle(groups) if groups > 1 else nn.Identity()
         self.dw = conv_norm(
-            mid, mid, kernel=block.kernel, stride=block.stride, groups=mid, activation=block.activation, bias=bias,
-            padding=block.padding,
+            mid, mid, kernel=block.kernel, stride=block.stride, groups=mid // block.group_width,
+            activation=block.activation, bias=bias, padding=block.padding,
         )  # fmt: skip
         self.se: nn.Module = nn.Identity()
         if block.squeeze_channels:

@@ -86,9 +86,10 @@ def ir_cost(
     positions_out: Number,
     bias: bool = False,
     groups: int = 1,
+    group_width: int = 1,
 ) -> Cost:
     """Inverted residual block; the first pointwise convolution works at ``positions_in``, the rest at ``positions_out``."""
-    total = conv_cost(1, mid_channels, kernel, positions_out, norm=True, bias=bias)
+    total = conv_cost(group_width, mid_channels, kernel, positions_out, norm=True, bias=bias)
     if pointwise:
         total = total.plus(conv_cost(in_channels // groups, mid_channels, 1, positions_in, norm=True, bias=bias))
     if squeeze:
@@ -140,6 +141,7 @@ def block_cost(block: Block, in_channels: int, positions_in: int, positions_out:
         positions_out=positions_out,
         bias=block.bias,
         groups=block.groups,
+        group_width=block.group_width,
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Entry:
 def load_networks(path: str | Path = FILE) -> dict[str, Entry]:
     """All networks of a file in the format of `networks.yaml`, by name.
 
+    The key ``families`` may be left out: those of `networks.yaml` are known. Other keys of the file and of a network's
+    ``published`` are ignored. Lines may also come in groups, under ``stages``, and networks under ``nets``.
+
     Raises:
         UserError: missing file, not the format; the message names the network and the line of facts.
     """
@@ -73,14 +76,42 @@ def load_networks(path: str | Path = FILE) -> dict[str, Entry]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    keyed = isinstance(data, dict) and isinstance(data.get("families"), dict) and isinstance(data.get("networks"), dict)
-    require(keyed, f"{path}: expected the keys families and networks")
-    families = {
-        str(name): from_plain(Family, rules, f"{path}: family {name}") for name, rules in data["families"].items()
+    data = data if isinstance(data, dict) else {}
+    networks, rules = data.get("networks", data.get("nets")), data.get("families", {})
+    if not isinstance(networks, dict) or not isinstance(rules, dict):
+        raise UserError(f"{path}: expected the key networks, and perhaps families, with a mapping each")
+    families = {} if path == FILE else dict(_families())
+    for name, given in rules.items():
+        families[str(name)] = _family(given, f"{path}: family {name}")
+    return {str(name): _entry(str(name), facts, families, f"{path}: {name}") for name, facts in networks.items()}
+
+
+@cache
+def _families() -> Mapping[str, Family]:
+    """Those of `networks.yaml`."""
+    rules = yaml.safe_load(FILE.read_text(encoding="utf-8"))["families"]
+    return {str(name): _family(given, f"{FILE}: family {name}") for name, given in rules.items()}
+
+
+def _family(given: Any, where: str) -> Family:
+    """A family by our keys, or by those of the facts as they were first written down: d, t, and the rule of se in words."""
+    if not (isinstance(given, dict) and {"d", "t"} <= set(given)):
+        return from_plain(Family, given, where)
+    rule = str(given.get("se") or "sq = int(0.25 * mid)")  # null: no block squeezes
+    match = re.match(r"sq = (R\()?int\(0\.25(/e)? \* mid\)", rule)
+    if match is None:
+        raise UserError(
+            f"{where}: se must begin with sq = int(0.25 * mid), /e after 0.25 or R(...) around, got {rule!r}"
+        )
+    plain = {
+        "divisor": given["d"],
+        "threshold": given["t"],
+        "squeeze": "in" if match[2] else "mid",
+        "round_squeeze": bool(match[1]),
+        "block_bias": given.get("mb_conv_bias", False),
+        "head_bias": given.get("pool_head_bias", given.get("mb_conv_bias", False)),
     }
-    return {
-        str(name): _entry(str(name), facts, families, f"{path}: {name}") for name, facts in data["networks"].items()
-    }
+    return from_plain(Family, plain, where)
 
 
 def _entry(name: str, facts: Any, families: dict[str, Family], where: str) -> Entry:
@@ -88,7 +119,9 @@ def _entry(name: str, facts: Any, families: dict[str, Family], where: str) -> En
     family = families.get(str(facts.get("family")))
     if family is None:
         raise UserError(f"{where}: unknown family {facts.get('family')!r}{closest(str(facts.get('family')), families)}")
-    lines, side = facts.get("lines"), facts.get("input")
+    lines, stages, side = facts.get("lines"), facts.get("stages"), facts.get("input")
+    if lines is None and isinstance(stages, list) and all(isinstance(stage, list) for stage in stages):
+        lines = [line for stage in stages for line in stage]
     if not isinstance(lines, list) or not isinstance(side, int):
         raise UserError(f"{where}: input must be a number of pixels and lines a list")
     blocks: list[Block] = []
@@ -98,8 +131,15 @@ def _entry(name: str, facts: Any, families: dict[str, Family], where: str) -> En
             blocks.append(block)
             channels = block.out_channels
     architecture = Architecture(name=name, resolution=side, blocks=tuple(blocks))
-    known = facts.get("published")
-    return Entry(architecture=architecture, published=None if known is None else from_plain(Published, known, where))
+    return Entry(architecture=architecture, published=_published(facts.get("published"), where))
+
+
+def _published(given: Any, where: str) -> Published | None:
+    """Published figures, where all three are there."""
+    wanted = [field.name for field in fields(Published)]
+    if not isinstance(given, dict) or not set(wanted) <= set(given):
+        return None
+    return from_plain(Published, {name: given[name] for name in wanted}, where)
 
 
 _PREFIXED = {"kernel": "k", "expansion": "e", "out_channels": "c", "stride": "s", "se": "se"}
@@ -125,15 +165,12 @@ def _blocks(line: Any, in_channels: int, family: Family, where: str) -> list[Blo
         raise UserError(f"{where}: repeats must be in 1..100, got {repeats!r}")
     out_channels = in_channels if same else int(_number(out, "out_channels", where))
     first_stride = int(_number(stride, "stride", where))
-    groups, padding = 1, None
+    known: dict[str, int] = {}
     for extra in extras:
-        match = re.fullmatch(r"([gp])(\d+)", str(extra))
+        match = re.fullmatch(r"(g|dwg|p)(\d+)", str(extra))
         if match is None:
-            raise UserError(f"{where}: unknown extra {extra!r}; allowed: gN, pN")
-        if match[1] == "g":
-            groups = int(match[2])
-        else:
-            padding = int(match[2])
+            raise UserError(f"{where}: unknown extra {extra!r}; allowed: gN, dwgN, pN")
+        known[match[1]] = int(match[2])
     blocks = []
     for repeat in range(repeats):
         common: dict[str, Any] = {"out_channels": out_channels, "stride": 1 if repeat else first_stride}
@@ -145,7 +182,7 @@ def _blocks(line: Any, in_channels: int, family: Family, where: str) -> list[Blo
         common["activation"] = ACTIVATIONS[activation]
         if kind == "conv":
             side = int(_number(kernel, "kernel", where))
-            blocks.append(Block(kind="conv", kernel=side, padding=padding, bias=True, **common))
+            blocks.append(Block(kind="conv", kernel=side, padding=known.get("p"), bias=True, **common))
             continue
         if kind not in ("mb", "pool_head"):
             raise UserError(f"{where}: type must be conv, mb, skip or pool_head, got {kind!r}")
@@ -162,8 +199,9 @@ def _blocks(line: Any, in_channels: int, family: Family, where: str) -> list[Blo
                     squeeze_channels=family.squeeze_channels(mid, ratio) if _number(se, "se", where) else 0,
                     pointwise=mid != in_channels,
                     bias=family.block_bias,
-                    groups=groups,
-                    padding=padding,
+                    groups=known.get("g", 1),
+                    group_width=known.get("dwg", 1),
+                    padding=known.get("p"),
                     **common,
                 )
             )

@@ -288,3 +288,19 @@ def test_killed_search_resumes_to_the_same_result(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, b["supergraph"][name]) for name, tensor in a["supergraph"].items())
     for name in ("alpha.csv", "architecture.json", "result.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_networks_of_a_file_become_architectures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = tmp_path / "mine.yaml"
+    facts.write_text(
+        "networks:\n  mine:\n    family: v3\n    input: 64\n    lines:\n"
+        "      - [conv, k3, -, c16, s2, 1, se0, hs]\n      - [mb, k5, e3, c24, s2, 1, se1, hs]\n"
+    )
+    assert run(["zoo", "--file", str(facts)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("mine ")
+    out = tmp_path / "new" / "net.json"
+    assert run(["zoo", "show", "mine_low32", "--file", str(facts), "--out", str(out)]) == 0
+    assert [block.stride for block in load_architecture(out).blocks] == [2, 1]
+    refused(capsys, ["zoo", "show", "mine", "--file", str(facts), "--out", str(out)], "is there already")
+    refused(capsys, ["zoo", "show", "yours", "--file", str(facts)], "unknown network 'yours'")
+    refused(capsys, ["zoo", "--file", str(tmp_path / "none.yaml")], "cannot read")

@@ -125,6 +125,7 @@ def test_json_holds_plain_values_and_the_schema() -> None:
         "pointwise": True,
         "bias": False,
         "groups": 1,
+        "group_width": 1,
         "padding": None,
     }
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from search_spaces.architecture import Block
 from search_spaces.blocks import build_block
 from search_spaces.cost import cost
 from search_spaces.counting import fvcore_cost
 from search_spaces.errors import UserError
 from search_spaces.network import build
 from search_spaces.scaling import low_resolution
-from search_spaces.zoo import load, load_networks, names, published
+from search_spaces.zoo import find, load, load_networks, names, published
 
 # Measured on the authors' modules: FLOPs with pools, convolution and linear weights, all parameters, in millions.
 MEASURED = {
@@ -120,6 +121,59 @@ def test_another_file_in_the_same_format(tmp_path: Path) -> None:
     assert fvcore_cost(build(architecture, 10), in_channels=3, resolution=32) == cost(architecture, num_classes=10)
 
 
+FACTS = """
+families:
+  v3: {d: 8, t: 0.95, mb_conv_bias: false, se: "sq = R(int(0.25/e * mid)): about a quarter of the block's input"}
+  own: {d: 4, t: 0.9, mb_conv_bias: true, pool_head_bias: false, se: "sq = int(0.25 * mid): a quarter"}
+nets:
+  One:
+    family: v3
+    input: 32
+    published: {flops_m: 1.5, params_m: 0.5, top1: 70.0, top5: 90.0, eval_resize: default_rule}
+    stages:
+      - - [conv, k3, -, c16, s2, 1, se0, hs]
+      - - [mb, k5, e3, c24, s2, 1, se1, hs, p1]
+        - [mb, k3, e3, c24, s1, 2, se0, hs, dwg4]
+  two: {family: own, input: 16, published: null, stages: [[[conv, k3, -, c8, s2, 1, se0, re]], [[mb, k3, e3, c8, s1, 1, se1, re]]]}
+  three: {family: v2, input: 16, stages: [[[conv, k3, -, c16, s2, 1, se0, re], [mb, k3, e4, c16, s1, 1, se1, re, g2, dwg8]]]}
+"""
+
+
+def test_facts_in_stages(tmp_path: Path) -> None:
+    """The form in which the facts were first written down: nets, stages, families by d, t and a rule in words."""
+    path = tmp_path / "facts.yaml"
+    path.write_text(FACTS)
+    networks = load_networks(path)
+    one = networks["One"]
+    assert one.published is not None and one.published.top1 == 70.0
+    assert [block.squeeze_channels for block in one.architecture.blocks] == [0, 8, 0, 0]  # R(int(0.25 / 3 x 48)) = 8
+    assert [block.group_width for block in one.architecture.blocks] == [1, 1, 4, 4]
+    assert networks["two"].published is None
+    two = networks["two"].architecture.blocks[1]
+    assert (two.mid_channels, two.squeeze_channels, two.bias) == (24, 6, True)
+    three = networks["three"].architecture.blocks[1]
+    assert (three.squeeze_channels, three.groups, three.group_width) == (16, 2, 8), "a family of our own file"
+    for entry in networks.values():
+        architecture = entry.architecture
+        counted = fvcore_cost(build(architecture, 10), in_channels=3, resolution=architecture.resolution)
+        assert counted == cost(architecture, num_classes=10)
+    assert find("one_low48", networks).architecture.resolution == 48
+
+
+def test_group_width_is_of_the_kernel_convolution() -> None:
+    """Channels of a group see each other and nobody else."""
+    block = Block(kind="ir", out_channels=6, kernel=3, mid_channels=6, pointwise=False, group_width=3)
+    module = build_block(block, 6).eval()
+    x = torch.randn(1, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[:, 4] += 1.0
+    differs = (module.dw(changed) != module.dw(x)).flatten(2).any(2)[0]
+    assert differs.tolist() == [False] * 3 + [True] * 3
+    for wrong, kind in ((4, "ir"), (0, "ir"), (2, "conv")):
+        with pytest.raises(UserError, match="group_width"):
+            Block(kind=kind, out_channels=6, mid_channels=6 if kind == "ir" else 0, group_width=wrong)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -131,7 +185,7 @@ def test_another_file_in_the_same_format(tmp_path: Path) -> None:
         (" 2, se1", " 0, se1", "line 2: repeats must be in 1..100"),
         ("input: 32", "input: big", "input must be a number of pixels"),
         ("divisor: 8, ", "", "'divisor' is missing"),
-        ("networks:", "nets:", "expected the keys families and networks"),
+        ("networks:", "netz:", "expected the key networks"),
         ("[conv", "!!python/object/apply:os.getcwd [conv", "not valid YAML"),
     ],
 )
