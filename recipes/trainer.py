@@ -115,7 +115,7 @@ def fit(
         seed: of all randomness in training (not of the initial weights), >= 0.
         run: folder that gets `recipe.json`, a row of `metrics.csv` and `checkpoint.pt` an epoch; of process 0 only.
         loss: replaces the cross entropy, and with it the recipe's label smoothing.
-        callbacks: called in order.
+        callbacks: called in order; of several processes the first decides whether to stop.
         device: where to train.
         resume: continue from the run's checkpoint where there is one.
 
@@ -222,6 +222,7 @@ class _Training:
             run.append_metrics(state.row)
         for callback in self.callbacks:
             callback.on_epoch_end(state)
+        state.stop = from_main(state.stop, self.place)
         if run is not None:
             save_checkpoint(run.checkpoint, self.checkpoint())
         return evaluation

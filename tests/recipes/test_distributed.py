@@ -47,13 +47,14 @@ def test_two_processes_do_what_one_does(stored: list[dict[str, Any]]) -> None:
             assert row == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["plain", "norm", "resumed"])
+@pytest.mark.parametrize("kind", ["plain", "norm", "resumed", "stopped"])
 def test_processes_stay_equal(stored: list[dict[str, Any]], kind: str) -> None:
     """Weights, moving average and running statistics, to the bit."""
     (first, its_history), (second, other_history) = (ranked[kind] for ranked in stored)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert without_time(its_history) == without_time(other_history)
+    assert len(its_history) == (1 if kind == "stopped" else 3)
 
 
 def test_a_restart_repeats_to_the_bit(stored: list[dict[str, Any]]) -> None:
