@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,21 +136,6 @@ def design_from_json(data: Any, where: str) -> Design:
         require(data.startswith(TORCHVISION), f"{where}: expected an architecture or {TORCHVISION}NAME, got {data!r}")
         return TorchvisionModel(data.removeprefix(TORCHVISION))
     return Architecture.from_json(data, where)
-
-
-def load_design(source: str | Path | Design) -> Design:
-    """An architecture file, the run folder that holds it, a published network (`nas zoo`), or ``torchvision:NAME``.
-
-    Raises:
-        UserError: nothing of that name, a missing or damaged file.
-    """
-    if isinstance(source, TorchvisionModel):
-        return source
-    if isinstance(source, str) and source.startswith(TORCHVISION):
-        return TorchvisionModel(source.removeprefix(TORCHVISION))
-    from nas.loading import load_architecture
-
-    return load_architecture(source)
 
 
 def _build_torchvision(model: str, num_classes: int, seed: int) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas.designs import TORCHVISION, Design, build_design, design_from_json, design_to_json
+from nas.designs import TORCHVISION, Design, TorchvisionModel, build_design, design_from_json, design_to_json
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from search_spaces import zoo
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
@@ -114,6 +114,19 @@ def load_architecture(source: str | Path | Architecture) -> Architecture:
         require((path / "architecture.json").is_file(), f"{path} holds no architecture.json; has the search ended?")
         path = path / "architecture.json"
     return Architecture.load(path)
+
+
+def load_design(source: str | Path | Design) -> Design:
+    """An architecture file, the run folder that holds it, a published network (`nas zoo`), or ``torchvision:NAME``.
+
+    Raises:
+        UserError: nothing of that name, a missing or damaged file.
+    """
+    if isinstance(source, TorchvisionModel):
+        return source
+    if isinstance(source, str) and source.startswith(TORCHVISION):
+        return TorchvisionModel(source.removeprefix(TORCHVISION))
+    return load_architecture(source)
 
 
 def save_architectures(files: Mapping[Path, Architecture]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas.designs import Design, design_cost, design_to_json, load_design
-from nas.loading import MODEL, load_model, save_model
+from nas.designs import Design, design_cost, design_to_json
+from nas.loading import MODEL, load_design, load_model, save_model
 from nas.models import build_pretrained
 from recipes.datasets import Dataset, load_dataset
 from recipes.distillation import Distillation

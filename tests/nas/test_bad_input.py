@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nas.cli.main import run
-from nas.exporting import onnx_difference
+from nas.exporting.comparison import compare
+from nas.exporting.formats import Task, load_onnx, make_onnx
 from nas.loading import load_model, load_space, save_model
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from search_spaces.errors import UserError
@@ -58,15 +59,18 @@ def test_models_with_nan_are_refused(model: Path, buffer: str, capsys: pytest.Ca
 
 
 def test_logits_that_are_not_finite_are_no_agreement(tmp_path: Path) -> None:
-    from nas.exporting import _write_onnx
-
     network = small_network().eval()
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "model.onnx").write_bytes(make_onnx(Task(network=network, shape=(1, 8, 8))).content)
+    run = load_onnx(tmp_path / "model.onnx")
+    assert compare(network, run, images, (1, 2), "ONNX").max_difference < 1e-4
+    with pytest.raises(UserError, match="logits of ONNX are not finite"):
+        compare(network, lambda part: run(part) * math.nan, images, (1, 2), "ONNX")
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.fill_(math.nan)
-    _write_onnx(network, (1, 8, 8), tmp_path / "model.onnx")
     with pytest.raises(UserError, match="logits of PyTorch are not finite"):
-        onnx_difference(network, tmp_path / "model.onnx", (1, 8, 8))
+        compare(network, run, images, (3,), "ONNX")
 
 
 @pytest.mark.parametrize(

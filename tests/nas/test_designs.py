@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision import models
 
-from nas.designs import TorchvisionModel, build_design, design_cost, design_from_json, design_to_json, load_design
+from nas.designs import TorchvisionModel, build_design, design_cost, design_from_json, design_to_json
+from nas.loading import load_design
 from search_spaces import zoo
 from search_spaces.errors import UserError
 

@@ -134,7 +134,11 @@ nets:
       - - [conv, k3, -, c16, s2, 1, se0, hs]
       - - [mb, k5, e3, c24, s2, 1, se1, hs, p1]
         - [mb, k3, e3, c24, s1, 2, se0, hs, dwg4]
-  two: {family: own, input: 16, published: null, stages: [[[conv, k3, -, c8, s2, 1, se0, re]], [[mb, k3, e3, c8, s1, 1, se1, re]]]}
+  two:
+    family: own
+    input: 16
+    published: null
+    stages: [[[conv, k3, -, c8, s2, 1, se0, re]], [[mb, k3, e3, c8, s1, 1, se1, re]]]
   three: {family: v2, input: 16, stages: [[[conv, k3, -, c16, s2, 1, se0, re], [mb, k3, e4, c16, s1, 1, se1, re, g2, dwg8]]]}
 """
 
