@@ -32,6 +32,10 @@ _WHERE = {
     "build_design": "nas.designs",
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
+    "measure_latency": "nas.latency",
+    "measure_space": "nas.latency",
+    "LatencyTable": "search_spaces.latency",
+    "SpaceLatency": "search_spaces.latency",
     "low_resolution": "search_spaces.scaling",
     "scale": "search_spaces.scaling",
     "rows_within": "search_spaces.sampling",
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
     from nas.designs import TorchvisionModel as TorchvisionModel
     from nas.designs import build_design as build_design
     from nas.exporting import export as export
+    from nas.latency import measure_latency as measure_latency
+    from nas.latency import measure_space as measure_space
     from nas.loading import load_architecture as load_architecture
     from nas.loading import load_model as load_model
     from nas.loading import load_space as load_space
@@ -73,6 +79,8 @@ if TYPE_CHECKING:
     from search_spaces.backbone import build_backbone as build_backbone
     from search_spaces.cost import cost as cost
     from search_spaces.errors import UserError as UserError
+    from search_spaces.latency import LatencyTable as LatencyTable
+    from search_spaces.latency import SpaceLatency as SpaceLatency
     from search_spaces.limits import Limit as Limit
     from search_spaces.network import build as build
     from search_spaces.rows import Row as Row

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from search_spaces.architecture import Architecture, Block
+from search_spaces.architecture import Architecture
 from search_spaces.errors import UserError
 from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
@@ -37,14 +37,7 @@ class _Matcher:
         chosen = {space.resolution.name: space.resolution.options.index(self.resolution)}
         for option, width in enumerate(space.built_widths(space.stem.width)):
             start = {**chosen, space.stem.width.name: option}
-            stem = Block(
-                kind="conv",
-                out_channels=int(width),
-                kernel=space.stem.kernel,
-                stride=space.stem.stride,
-                activation=space.stem.activation,
-            )
-            if self.blocks[0] == stem:
+            if self.blocks[0] == space.build_stem(int(width)):
                 found = self._match(0, 1, start)
                 if found is not None:
                     return np.array([[found.get(v.name, 0) for v in space.variables]], dtype=np.int64)
@@ -57,13 +50,7 @@ class _Matcher:
         space = self.space
         if index == len(space.slots):
             channels = self.blocks[position - 1].out_channels
-            head = Block(
-                kind="pool_head",
-                out_channels=space.head.out_channels,
-                mid_channels=space.head_mid_channels(channels),
-                activation=space.head.activation,
-            )
-            return chosen if self.blocks[position:] == (head,) else None
+            return chosen if self.blocks[position:] == (space.build_head(channels),) else None
         slot = space.slots[index]
         if slot.depth is not None and slot.position in slot.depth.options:
             absent = self._choose(chosen, slot.depth, slot.depth.options.index(slot.position))

@@ -192,29 +192,33 @@ class SearchSpace(VariableSet):
             return int(self.built_widths(variable)[self.picked(rows, variable)[0]])
 
         channels = width(self.stem.width)
-        blocks = [
-            Block(
-                kind="conv",
-                out_channels=channels,
-                kernel=self.stem.kernel,
-                stride=self.stem.stride,
-                activation=self.stem.activation,
-            )
-        ]
+        blocks = [self.build_stem(channels)]
         for slot in self.slots:
             if slot.depth is None or value(slot.depth) > slot.position:
                 out_channels = width(slot.width)
                 blocks.append(self.build_block(slot, value(slot.block), channels, value(slot.expansion), out_channels))
                 channels = out_channels
-        blocks.append(
-            Block(
-                kind="pool_head",
-                out_channels=self.head.out_channels,
-                mid_channels=self.head_mid_channels(channels),
-                activation=self.head.activation,
-            )
-        )
+        blocks.append(self.build_head(channels))
         return Architecture(name=self.name, resolution=int(value(self.resolution)), blocks=tuple(blocks))
+
+    def build_stem(self, out_channels: int) -> Block:
+        """The first convolution for one width."""
+        return Block(
+            kind="conv",
+            out_channels=out_channels,
+            kernel=self.stem.kernel,
+            stride=self.stem.stride,
+            activation=self.stem.activation,
+        )
+
+    def build_head(self, in_channels: int) -> Block:
+        """The last stage for one width of the last slot."""
+        return Block(
+            kind="pool_head",
+            out_channels=self.head.out_channels,
+            mid_channels=self.head_mid_channels(in_channels),
+            activation=self.head.activation,
+        )
 
     def build_block(self, slot: Slot, block: BlockType, in_channels: int, expansion: float, out_channels: int) -> Block:
         """The block of ``slot`` for one block type, expansion and pair of widths."""

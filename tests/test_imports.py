@@ -29,6 +29,8 @@ NUMPY_ONLY = (
     "rows",
     "membership",
     "scaling",
+    "latency",
+    "latency_parts",
 )
 
 

@@ -1,15 +1,13 @@
 """Entry point: sets up the process, runs one command, turns errors of input into one line and exit code 2."""
 
-import ctypes
-import os
 import sys
-from contextlib import suppress
 from itertools import pairwise
 
 import typer
 
-from nas.cli import data, demo, export, search, spaces, train, zoo
+from nas.cli import data, demo, export, latency, search, spaces, train, zoo
 from nas.cli.options import is_main_process
+from nas.process import tune_process
 
 INTERRUPTED = 130  # exit code of Ctrl-C
 
@@ -24,23 +22,11 @@ app = typer.Typer(
 app.command("search")(search.search_command)
 app.command("train")(train.train_command)
 app.command("export")(export.export_command)
+app.command("latency")(latency.latency_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(data.app, name="data")
 app.add_typer(spaces.app, name="spaces")
 app.add_typer(zoo.app, name="zoo")
-
-
-def tune_process() -> None:
-    """Settings that make training on CPU up to twice as fast; must run before torch is imported.
-
-    OpenMP threads wait passively, and freed memory is kept instead of being mapped anew for every feature map.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mmap for large blocks
-            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
 
 
 def main(arguments: list[str] | None = None) -> None:
