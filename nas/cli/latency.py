@@ -38,11 +38,14 @@ def latency_command(
         int | None, typer.Option("--warmup", help="untimed calls before every pass; default 5, for a space 3")
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", help="timed calls in a pass; default 20, for a space 10")
+        int | None, typer.Option("--repeats", help="timed calls in a pass; default 20, for a space 5")
     ] = None,
     passes: Annotated[
-        int, typer.Option("--passes", help="times that everything is measured; the quietest pass counts")
-    ] = 5,
+        int | None,
+        typer.Option(
+            "--passes", help="times that everything is measured, the quietest counts; default 5, for a space 10"
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="write the figures of a model to a file")] = None,
     resume: Resume = False,
 ) -> None:
@@ -50,14 +53,8 @@ def latency_command(
     from search_spaces.serialisation import require
 
     require((model is None) != (space is None), "give a MODEL or --space, one of them")
-    numbers = {"threads": threads, "batch": batch, "passes": passes}
-    for name, value in (
-        ("warmup", warmup),
-        ("repeats", repeats),
-        ("num_classes", classes),
-        ("in_channels", in_channels),
-    ):
-        numbers |= {} if value is None else {name: value}
+    given = {"warmup": warmup, "repeats": repeats, "passes": passes, "num_classes": classes, "in_channels": in_channels}
+    numbers = {"threads": threads, "batch": batch} | {name: value for name, value in given.items() if value is not None}
     sides = None if resolution is None else _sides(resolution)
     if model is not None:
         require(out is None and not resume, "--out and --resume are for --space; a model's figures go to --json FILE")
