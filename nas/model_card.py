@@ -167,6 +167,7 @@ def _layers(card: Card) -> list[str]:
     rows = []
     for index, (entering, block) in enumerate(design.layers(channels)):
         extras = [f"groups {block.groups}"] if block.groups > 1 else []
+        extras += [f"group width {block.group_width}"] if block.group_width > 1 else []
         extras += [f"padding {block.padding}"] if block.padding is not None else []
         extras += ["biases"] if block.bias else []
         cells = (
