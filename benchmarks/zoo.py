@@ -50,9 +50,8 @@ def main() -> None:
     write_table(rows, arguments.out / "zoo.csv")
     compared = [row["equal_to_last_printed_digit"] for row in rows if row["published_flops_m"]]
     agree = sum(bool(row["formulas_equal_fvcore"]) for row in rows)
-    print(
-        f"formulas equal fvcore: {agree} of {len(rows)}; equal to the last printed digit: {sum(map(bool, compared))} of {len(compared)}"
-    )
+    exact = f"{sum(map(bool, compared))} of {len(compared)}"
+    print(f"formulas equal fvcore: {agree} of {len(rows)}; equal to the last printed digit: {exact}")
 
 
 if __name__ == "__main__":
