@@ -1,0 +1,188 @@
+"""Trainings side by side with Ray Tune, on this machine or on a cluster. The only place of the predictor that knows Ray."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import UserError, first_line
+from search_spaces.serialisation import require
+
+Job = Mapping[str, Any]  # plain values; "id" tells jobs apart
+Report = Callable[[Mapping[str, Any]], None]  # progress of a job: plain values
+Work = Callable[[Job, Report], Mapping[str, Any]]  # what a job is; its result is plain values
+
+CONNECT_SECONDS = 10
+RESULT, FAILURE = "result", "failure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one training gets, and where.
+
+    Attributes:
+        cpus_per_trial: cores.
+        gpus_per_trial: GPUs, also a part of one.
+        address: of a Ray cluster; None: this machine alone.
+        retries: further attempts at a training that failed.
+        concurrent: trainings at a time at most; None: as many as fit.
+    """
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    address: str | None = None
+    retries: int = 1
+    concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.cpus_per_trial > 0, f"cpus_per_trial must be > 0, got {self.cpus_per_trial}")
+        require(self.gpus_per_trial >= 0, f"gpus_per_trial must be >= 0, got {self.gpus_per_trial}")
+        require(self.retries >= 0, f"retries must be >= 0, got {self.retries}")
+        require(self.concurrent is None or self.concurrent >= 1, f"concurrent must be >= 1, got {self.concurrent}")
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    work: Work,
+    *,
+    resources: Resources,
+    folder: Path,
+    done: Callable[[Job, Mapping[str, Any]], None],
+    failed: Callable[[Job, str], None],
+) -> None:
+    """Do all jobs; each ends in exactly one call of `done` or `failed`, in this process, as soon as it is over.
+
+    Args:
+        jobs: what to do.
+        work: a function that workers can import, or one that can be pickled; it must be able to go on where it was stopped.
+        resources: see there.
+        folder: for Ray's own files; on a cluster a folder that all machines share.
+        done: gets the job and what `work` returned.
+        failed: gets the job and one line, after the last attempt.
+
+    Raises:
+        UserError: the address does not answer, or a job asks for more than there is.
+    """
+    if not jobs:
+        return
+    import ray
+
+    with _Cluster(resources):
+        available = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+            require(
+                wanted <= available.get(kind, 0.0),
+                f"a training asks for {wanted:g} {kind}s, Ray has {available.get(kind, 0.0):g}",
+            )
+        _tune(jobs, work, resources, folder, done, failed)
+
+
+class _Cluster:
+    """Ray, started or joined on entering and left on leaving; a Ray that runs already is used as it is."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources, self.own = resources, False
+
+    def __enter__(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            return
+        if self.resources.address is not None:
+            _require_answer(self.resources.address)
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints tables whatever its verbosity
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {}
+        if self.resources.address is None:  # workers find what this process finds: a clone, a user's own modules
+            paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            options = {"include_dashboard": False, "runtime_env": {"env_vars": paths}}
+        try:
+            ray.init(
+                address=self.resources.address or "local", logging_level=logging.ERROR, log_to_driver=False,
+                configure_logging=False, **options,
+            )  # fmt: skip
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = self.resources.address or "this machine"
+            raise UserError(f"Ray does not answer at {where}: {first_line(error)}") from error
+        self.own = True
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self.own:
+            ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ask the port itself first: Ray tries for minutes.
+
+    Raises:
+        UserError: nobody listens there, or it is no address.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    require(bool(host) and port.isdigit(), f"a Ray address is HOST:PORT, ray://HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"Ray does not answer at {address}: {first_line(error)}") from error
+
+
+def _tune(
+    jobs: Sequence[Job],
+    work: Work,
+    resources: Resources,
+    folder: Path,
+    done: Callable[[Job, Mapping[str, Any]], None],
+    failed: Callable[[Job, str], None],
+) -> None:
+    from ray import tune
+
+    def trainable(config: dict[str, Any]) -> None:
+        try:
+            result = dict(work(config["job"], lambda progress: tune.report(dict(progress))))
+        except UserError as error:  # another attempt would meet it again
+            tune.report({FAILURE: str(error)})
+        except Exception as error:
+            raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
+        else:
+            tune.report({RESULT: result})
+
+    class Watch(tune.Callback):
+        """Hands results over as they come."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            job, last = trial.config["job"], trial.last_result
+            if RESULT in last:
+                done(job, last[RESULT])
+            else:
+                failed(job, str(last.get(FAILURE, "it ended without a result")))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            failed(trial.config["job"], _last_line(trial))
+
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by `failed`
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+        param_space={"job": tune.grid_search([dict(job) for job in jobs])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=resources.concurrent),
+        run_config=tune.RunConfig(
+            name="ray", storage_path=str(folder.absolute()), verbose=0, callbacks=[Watch()],
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+        ),
+    )  # fmt: skip
+    tuner.fit()
+
+
+def _last_line(trial: Any) -> str:
+    """The exception of a trial that failed, without the traceback above it."""
+    path = getattr(trial, "error_file", None)
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").strip().splitlines() if path else []
+    return lines[-1].removeprefix("RuntimeError: ") if lines else "its process ended"

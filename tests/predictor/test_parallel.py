@@ -1,0 +1,87 @@
+"""Jobs in Ray's worker processes: results, retries, refusals; and addresses at which nobody answers."""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictor.parallel import Resources, run_jobs
+from search_spaces.errors import UserError
+
+
+def work(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """Succeeds, or fails in the way that the job asks for; leaves a mark for every attempt."""
+    marks = Path(job["folder"])
+    attempt = len(list(marks.glob(f"{job['id']}-*")))
+    (marks / f"{job['id']}-{attempt}").touch()
+    report({"epoch": 0, "accuracy": 50.0})
+    if job["fate"] == "once" and attempt == 0:
+        raise RuntimeError("the first attempt fails")
+    if job["fate"] == "always":
+        raise ValueError("bad\nluck")
+    if job["fate"] == "input":
+        raise UserError("the loss is nan")
+    if job["fate"] == "killed" and attempt == 0:
+        os.kill(os.getpid(), 9)
+    return {"curve": [50.0, 60.0], "seconds": float(job["id"])}
+
+
+def test_every_job_is_settled_once(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    fates = ["fine", "once", "always", "input", "killed"]
+    jobs = [{"id": number, "fate": fate, "folder": str(marks)} for number, fate in enumerate(fates)]
+    done: dict[int, Mapping[str, Any]] = {}
+    failed: dict[int, str] = {}
+    run_jobs(
+        jobs, work, resources=Resources(cpus_per_trial=0.5, retries=1), folder=tmp_path,
+        done=lambda job, result: done.update({job["id"]: result}),
+        failed=lambda job, error: failed.update({job["id"]: error}),
+    )  # fmt: skip
+    assert done == {number: {"curve": [50.0, 60.0], "seconds": float(number)} for number in (0, 1, 4)}
+    assert failed == {2: "ValueError: bad", 3: "the loss is nan"}
+    attempts = [len(list(marks.glob(f"{number}-*"))) for number in range(5)]
+    assert attempts == [1, 2, 2, 1, 2], "wrong input is not tried again"
+    with pytest.raises(UserError, match="a training asks for 1000 GPUs, Ray has 0"):
+        run_jobs(
+            jobs[:1], work, resources=Resources(gpus_per_trial=1000), folder=tmp_path,
+            done=lambda job, result: None, failed=lambda job, error: None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("nowhere", "a Ray address is HOST:PORT"),
+        ("127.0.0.1:x", "a Ray address is HOST:PORT"),
+        (None, "does not answer"),
+    ],
+)
+def test_addresses_that_do_not_answer(address: str | None, words: str, tmp_path: Path) -> None:
+    if address is None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(UserError, match=words):
+        run_jobs(
+            [{"id": 0}], work, resources=Resources(address=address), folder=tmp_path,
+            done=lambda job, result: None, failed=lambda job, error: None,
+        )  # fmt: skip
+
+
+def test_no_jobs_start_nothing(tmp_path: Path) -> None:
+    run_jobs(
+        [], work, resources=Resources(), folder=tmp_path, done=lambda job, result: None, failed=lambda job, error: None
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"cpus_per_trial": 0.0}, {"gpus_per_trial": -1.0}, {"retries": -1}, {"concurrent": 0}]
+)
+def test_wrong_resources(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        Resources(**change)
