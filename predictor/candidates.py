@@ -170,7 +170,7 @@ class Candidates:
                 rng.shuffle(rows)
             pools.append(self.distinct(self.prepare(rows)))
             violations.append(self.violation(pools[-1]))
-            inside += np.count_nonzero(violations[-1] == 0)
+            inside += int(np.count_nonzero(violations[-1] == 0))
             if inside >= n:
                 break
         violation = np.concatenate(violations)
@@ -211,7 +211,7 @@ class Candidates:
                 break
         if violation[0] > 0:
             raise NothingInside(self._nothing_inside())
-        return rows[violation == 0]
+        return np.asarray(rows[violation == 0])
 
     def distinct(self, rows: Rows) -> Rows:
         """Rows without repetitions, in the order of their first appearance."""
