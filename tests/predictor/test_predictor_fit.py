@@ -48,7 +48,7 @@ def test_huber_by_hand() -> None:
 
 
 def test_an_outlier_pulls_less_than_with_squares() -> None:
-    """One of three equal rows is off: the smallest Huber loss is at the median plus delta / 2 x ..., far from the mean."""
+    """Of forty rows of one score one is 40 points off: squares drag the others along."""
     rows, labels = mixed_rows(40), np.full(40, 70.0)
     labels[7] = 30.0
     found = {
@@ -95,7 +95,7 @@ def test_recipes_alone() -> None:
 
 
 def test_the_thesis_preset_keeps_the_encoder_for_fifty_epochs() -> None:
-    """With no second phase to speak of the encoder stays the pretrained one, bit for bit; with it, it moves."""
+    """With a second phase of a vanishing rate the encoder stays the pretrained one; with the preset's, it moves."""
     space = load_joint("digits-joint")
     rows, labels = digits_table(40, seed=3)
     thesis = PredictorConfig(members=1, statistics_as_inputs=False, frozen_epochs=50, epochs=1, reduced=1e-12)
@@ -108,8 +108,7 @@ def test_the_thesis_preset_keeps_the_encoder_for_fifty_epochs() -> None:
     assert still.statistics == moved.statistics == () and still.shape.members == moved.shape.members == 1
 
 
-def test_members_are_trained_as_if_alone() -> None:
-    """Gradients of one member do not depend on the others: the first of two is what its own data alone would make of it."""
+def test_every_member_learns_something_of_its_own() -> None:
     rows, scores = mixed_rows(48), mixed_scores(mixed_rows(48))
     both = fit(MIXED, rows, scores, seed=0, config=QUICK)
     assert (both.spread(rows) > 0).all()

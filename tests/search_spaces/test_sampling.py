@@ -168,7 +168,9 @@ def extremes_layer_by_layer(space: SearchSpace) -> dict[str, int]:
     return {name: pick(column) for (name, pick), column in zip(ends.items(), zip(*whole, strict=True), strict=True)}
 
 
-@pytest.mark.parametrize("name", [name for name in SPACES if not name.startswith("fbnetv3")])  # whose layers share choices
+@pytest.mark.parametrize(
+    "name", [name for name in SPACES if not name.startswith("fbnetv3")]
+)  # whose layers share choices
 def test_extreme_cost_equals_the_best_layer_by_layer(name: str) -> None:
     space = SPACES[name]()
     tables = SpaceTables(space, num_classes=10, in_channels=3)
