@@ -3,7 +3,6 @@
 CSV (commas, UTF-8), Parquet or a DataFrame. Nothing is unpickled.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ import pandas as pd
 from predictor.features import Values, canonical_rows
 from predictor.pool import row_keys
 from search_spaces.errors import UserError, closest, first_line
+from search_spaces.options import as_number, option_index, option_text
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require
 from search_spaces.variables import Rows, Variable, VariableSet
 
 OPTIONAL = ("flops", "params")
-TOLERANCE = 1e-6  # relative, of numbers that went through a text file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -152,19 +151,11 @@ def _cells(frame: pd.DataFrame, name: str, lines: npt.NDArray[np.int64], label: 
 
 
 def _numbers(cells: list[Any], name: str, lines: npt.NDArray[np.int64], label: str) -> Values:
-    values = np.array([_number(cell) for cell in cells], dtype=np.float64)
+    values = np.array([as_number(cell) for cell in cells], dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise UserError(f"{label}, line {lines[bad[0]] + 1}: {name} must be a number, got {_show(cells[bad[0]])}")
     return values
-
-
-def _number(cell: Any) -> float:
-    """A cell as a number; NaN where it is none."""
-    try:
-        return float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def _options(cells: list[Any], variable: Variable, lines: npt.NDArray[np.int64], label: str) -> npt.NDArray[np.int64]:
@@ -174,7 +165,7 @@ def _options(cells: list[Any], variable: Variable, lines: npt.NDArray[np.int64],
     for index, cell in enumerate(cells):
         key = (type(cell), cell if isinstance(cell, (str, bool, int, float)) else repr(cell))
         if key not in known:
-            known[key] = _option(cell, variable.options)
+            known[key] = option_index(cell, variable.options)
         chosen[index] = known[key]
         if chosen[index] < 0:
             allowed = ", ".join(option_text(option) for option in variable.options)
@@ -182,27 +173,6 @@ def _options(cells: list[Any], variable: Variable, lines: npt.NDArray[np.int64],
                 f"{label}, line {lines[index] + 1}: {variable.name} must be one of {_cut(allowed)}, got {_show(cell)}"
             )
     return chosen
-
-
-def _option(cell: Any, options: tuple[Any, ...]) -> int:
-    """Index of the option that a cell means, -1 where there is none: by text, else by number (1 and 0 are true and false)."""
-    text, texts = option_text(cell).strip(), [option_text(option) for option in options]
-    if text in texts:
-        return texts.index(text)
-    if text.lower() in (lower := [option.lower() for option in texts]):
-        return lower.index(text.lower())
-    number = _number(text)
-    for index, option in enumerate(options):
-        if isinstance(option, (bool, int, float)) and math.isclose(number, option, rel_tol=TOLERANCE, abs_tol=1e-15):
-            return index
-    return -1
-
-
-def option_text(option: Any) -> str:
-    """How an option stands in a table: block types by name, true and false in small letters."""
-    if isinstance(option, (bool, np.bool_)):
-        return "true" if option else "false"
-    return str(getattr(option, "name", option))
 
 
 def _show(cell: Any) -> str:

@@ -26,6 +26,7 @@ NUMPY_ONLY = (
     "space",
     "tables",
     "limits",
+    "options",
     "rows",
     "membership",
     "scaling",
