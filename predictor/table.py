@@ -21,6 +21,7 @@ from search_spaces.serialisation import require
 from search_spaces.variables import Rows, Variable, VariableSet
 
 OPTIONAL = ("flops", "params")
+FACTS = ("id", "round", "seed", "seconds", *OPTIONAL)  # of a table of curves, beside the rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,6 +66,36 @@ class Table:
         return self.take(np.sort(order[held_out:])), self.take(np.sort(order[:held_out]))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Curves:
+    """Trained candidates with their accuracy after every epoch, line by line.
+
+    Attributes:
+        rows: `(n, d)` canonical; a candidate that was trained twice stands twice.
+        curves: `(n, epochs)` percent; NaN after the epoch at which a training ended.
+        facts: ``id``, ``round``, ``seed``, ``seconds``, ``flops`` and ``params`` `(n,)`, where the table has them.
+    """
+
+    rows: Rows
+    curves: Values
+    facts: dict[str, Values]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def epochs(self) -> npt.NDArray[np.int64]:
+        """How many every training had, `(n,)`."""
+        return np.asarray(np.isfinite(self.curves).sum(axis=1), dtype=np.int64)
+
+    def accuracies(self, epoch: int | None = None) -> Values:
+        """Percent `(n,)` after so many epochs; None: after as many as all trainings had."""
+        common = int(self.epochs.min())
+        epoch = common if epoch is None else epoch
+        require(1 <= epoch <= common, f"epoch must be in 1..{common}, which all trainings had, got {epoch}")
+        return self.curves[:, epoch - 1].copy()
+
+
 def read_table(
     source: str | Path | pd.DataFrame, variables: VariableSet, *, score: str, epoch: int | None = None
 ) -> Table:
@@ -83,26 +114,67 @@ def read_table(
         UserError: an unreadable file, a missing column, a value that is no option, a score that is no number, or no lines; the
             message names column and line (counted from 1, without the heading).
     """
+    frame, label = _headed_frame(source)
+    lines = _lines_of_epoch(frame, epoch, label)
+    require(len(lines) > 0, f"{label} has no lines")
+    rows = _rows(frame, variables, lines, label)
+    scores = _numbers(_cells(frame, score, lines, label), score, lines, label)
+    statistics = {
+        name: _numbers(_cells(frame, name, lines, label), name, lines, label)
+        for name in OPTIONAL
+        if name in frame.columns and name not in variables.column and name != score
+    }
+    return _merged(canonical_rows(variables, rows), scores, statistics)
+
+
+def read_curves(source: str | Path | pd.DataFrame, variables: VariableSet) -> Curves:
+    """Rows and accuracies of all epochs from a table of candidates, as `nas nars` writes it.
+
+    Args:
+        source: ``.csv``, ``.parquet`` or a DataFrame. Columns: every variable of the space, as in `read_table`, and ``curve``,
+            the accuracies after each epoch with blanks between. Lines with an empty curve were not trained and are left out.
+        variables: the space.
+
+    Raises:
+        UserError: as `read_table`; a curve that is no list of numbers; no line with a curve.
+    """
+    frame, label = _headed_frame(source)
+    cells = _cells(frame, "curve", np.arange(len(frame), dtype=np.int64), label)
+    texts = [[] if pd.isna(cell) else str(cell).split() for cell in cells]  # pandas reads an empty cell as NaN
+    lines = np.flatnonzero([len(text) > 0 for text in texts])
+    require(len(lines) > 0, f"{label} has no lines with a curve")
+    curves = np.full((len(lines), max(len(texts[line]) for line in lines)), np.nan)
+    for index, line in enumerate(lines):
+        values = np.array([as_number(word) for word in texts[line]])
+        bad = not np.isfinite(values).all()
+        require(not bad, f"{label}, line {line + 1}: curve must be numbers with blanks between")
+        curves[index, : len(values)] = values
+    facts = {
+        name: _numbers(_cells(frame, name, lines, label), name, lines, label)
+        for name in FACTS
+        if name in frame.columns and name not in variables.column
+    }
+    return Curves(rows=canonical_rows(variables, _rows(frame, variables, lines, label)), curves=curves, facts=facts)
+
+
+def _headed_frame(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A table with column names that are texts and differ, and what messages call it."""
     frame = source if isinstance(source, pd.DataFrame) else _read(Path(source))
     label = "table" if isinstance(source, pd.DataFrame) else str(source)
     names = [str(name) for name in frame.columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     require(not twice, f"{label}: column {', '.join(map(repr, twice))} stands twice")
-    frame = frame.set_axis(names, axis=1)
-    lines = _lines_of_epoch(frame, epoch, label)
-    require(len(lines) > 0, f"{label} has no lines")
+    return frame.set_axis(names, axis=1), label
+
+
+def _rows(frame: pd.DataFrame, variables: VariableSet, lines: npt.NDArray[np.int64], label: str) -> Rows:
+    """Option indices `(n, d)` of the lines' values."""
     rows = np.zeros((len(lines), len(variables)), dtype=np.int64)
     for column, variable in enumerate(variables.variables):
-        if variable.name not in names and len(variable.options) == 1:
+        if variable.name not in frame.columns and len(variable.options) == 1:
             continue
         rows[:, column] = _options(_cells(frame, variable.name, lines, label), variable, lines, label)
-    scores = _numbers(_cells(frame, score, lines, label), score, lines, label)
-    statistics = {
-        name: _numbers(_cells(frame, name, lines, label), name, lines, label)
-        for name in OPTIONAL
-        if name in names and name not in variables.column and name != score
-    }
-    return _merged(canonical_rows(variables, rows), scores, statistics)
+    return rows
 
 
 def _read(path: Path) -> pd.DataFrame:

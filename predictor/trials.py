@@ -190,7 +190,9 @@ class Trials:
         )  # fmt: skip
 
     def frame(self, epoch: int | None = None) -> pd.DataFrame:
-        """One line a candidate: id, round, seed, status, accuracy, epochs, seconds, error, statistics, every variable's value.
+        """One line a candidate: id, round, seed, status, accuracy, epochs, curve, seconds, error, statistics, variables.
+
+        ``curve`` is text, the accuracy after every epoch with blanks between; `predictor.table.read_curves` reads it.
 
         Args:
             epoch: accuracy after so many epochs instead of the last.
@@ -206,7 +208,8 @@ class Trials:
                 {
                     "id": trial.id, "round": trial.round, "seed": trial.seed, "status": trial.status,
                     "accuracy": trial.accuracy(epoch) if trial.curve else float("nan"), "epochs": len(trial.curve),
-                    "seconds": trial.seconds, "error": trial.error, **extras, **values,
+                    "curve": " ".join(map(str, trial.curve)), "seconds": trial.seconds, "error": trial.error,
+                    **extras, **values,
                 }
             )  # fmt: skip
         return pd.DataFrame(lines)

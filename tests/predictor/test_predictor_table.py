@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from mixed_variables import MIXED, mixed_scores
 
-from predictor.table import read_table
+from predictor.table import read_curves, read_table
 from recipes.space import load_joint
 from search_spaces.errors import UserError
 from search_spaces.sampling import uniform_rows
@@ -99,6 +99,25 @@ def test_lines_of_one_epoch_count(good: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="no column 'epoch'"):
         read_table(good, MIXED, score="acc", epoch=5)
     assert len(read_table(good.assign(epoch=3), MIXED, score="acc")) == 30
+
+
+def test_curves_may_have_different_lengths(good: pd.DataFrame) -> None:
+    texts = ["50 60.5 70.25", " 40  45.5", "", float("nan"), "1e1 20 30"]
+    table = read_curves(good.iloc[:5].assign(curve=texts, round=[1, 2, 2, 2, 1]), MIXED)
+    assert (table.rows == rows_of(30)[[0, 1, 4]]).all() and len(table) == 3 and table.curves.shape == (3, 3)
+    assert table.epochs.tolist() == [3, 2, 3] and table.facts["round"].tolist() == [1, 2, 1]
+    assert table.accuracies().tolist() == [60.5, 45.5, 20.0] and table.accuracies(1).tolist() == [50.0, 40.0, 10.0]
+    for epoch in (0, 3):
+        with pytest.raises(UserError, match=rf"epoch must be in 1\.\.2, which all trainings had, got {epoch}"):
+            table.accuracies(epoch)
+    with pytest.raises(UserError, match="table, line 2: curve must be numbers with blanks between"):
+        read_curves(good.iloc[:2].assign(curve=["50 60", "50 nan"]), MIXED)
+    with pytest.raises(UserError, match="table has no lines with a curve"):
+        read_curves(good.assign(curve=""), MIXED)
+    with pytest.raises(UserError, match="table has no column 'curve'"):
+        read_curves(good, MIXED)
+    with pytest.raises(UserError, match="table, line 2: width must be one of"):
+        read_curves(good.iloc[:2].assign(curve="50", width=["8", "9"]), MIXED)
 
 
 def test_split_is_random_and_complete(good: pd.DataFrame) -> None:

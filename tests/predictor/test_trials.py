@@ -4,8 +4,10 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from predictor.table import read_curves
 from predictor.trials import Trials
 from search_spaces.errors import UserError
 from search_spaces.variables import Choice, Range, VariableSet
@@ -36,6 +38,21 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     frame = trials.frame(epoch=1)
     assert frame["accuracy"].tolist()[0] == 50.0 and frame["flops"].tolist() == [10, 20, 30]
     assert frame["kind"].tolist() == ["a", "c", "b"] and frame["width"].tolist() == [32, 16, 16]
+    assert frame["curve"].tolist() == ["50.0 61.5", "", ""]
+
+
+@pytest.mark.parametrize("way", ["frame", "csv", "pandas' csv"])
+def test_the_frame_keeps_every_epoch(way: str, tmp_path: Path) -> None:
+    trials = filled(tmp_path / "trials.db")
+    trials.record(2, [100 / 3], 1.0)
+    frame, file = trials.frame(), tmp_path / "trials.csv"
+    frame.to_csv(file, index=False)
+    table = read_curves({"frame": frame, "csv": file}.get(way, pd.read_csv(file)), VARIABLES)
+    assert table.rows.tolist() == [[0, 3], [2, 1]] and table.epochs.tolist() == [2, 1]
+    assert table.curves[0].tolist() == [50.0, 61.5] and table.curves[1, 0] == 100 / 3 and np.isnan(table.curves[1, 1])
+    assert table.accuracies().tolist() == [50.0, 100 / 3]
+    facts = {"id": [1, 2], "round": [1, 1], "seed": [5, 5], "seconds": [12.5, 1.0], "flops": [10, 20]}
+    assert {name: values.tolist() for name, values in table.facts.items()} == facts
 
 
 def test_a_round_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
