@@ -1,8 +1,6 @@
 """Spaces, architectures and trained models by name or path."""
 
 import contextlib
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from search_spaces import zoo
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.cost import check_image_and_classes, cost
 from search_spaces.errors import UserError, closest, first_line
+from search_spaces.loading import call_by_name
 from search_spaces.serialisation import from_plain, require
 from search_spaces.space import SearchSpace
 from search_spaces.spaces import SPACES
@@ -76,24 +75,11 @@ def load_space(space: str | Path | SearchSpace) -> SearchSpace:
     if Path(text).suffix in (".yaml", ".yml"):
         return load_yaml_space(text)
     if ":" in text:
-        return _space_of_function(text)
+        made = call_by_name(text)
+        if not isinstance(made, SearchSpace):
+            raise UserError(f"space {text}: the function returned {type(made).__name__}, not a SearchSpace")
+        return made
     raise UserError(f"unknown space {text!r}{closest(text, SPACES)} (or a .yaml file, or module:function)")
-
-
-def _space_of_function(text: str) -> SearchSpace:
-    module_name, _, function_name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        space = function()
-    except (Exception, SystemExit) as error:  # somebody else's code may raise anything at all
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"space {text}: {kind}{first_line(error)}") from error
-    if not isinstance(space, SearchSpace):
-        raise UserError(f"space {text}: the function returned {type(space).__name__}, not a SearchSpace")
-    return space
 
 
 def load_architecture(source: str | Path | Architecture) -> Architecture:

@@ -30,7 +30,7 @@ def describe(variables: VariableSet, num_classes: int | None = None, in_channels
         base = {**recipe.base.to_json(), "lr_factors": dict(recipe.lr_factors)}
         base.pop("name")
     return {
-        "name": str(getattr(variables, "name", "")),
+        "name": variables.name,
         "kind": _kind(variables),
         "variables": [_describe_variable(variable) for variable in variables.variables],
         "base": to_plain(base),
@@ -143,4 +143,4 @@ def space_of(description: Mapping[str, Any]) -> VariableSet:
             numbers = all(isinstance(option, (int, float)) for option in options)
             require(numbers, f"options of {entry.get('name')!r} are no numbers")
         variables.append((Range if entry.get("kind") == "range" else Choice)(str(entry.get("name")), options))
-    return VariableSet(variables)
+    return VariableSet(variables, name=str(name or ""))

@@ -40,8 +40,8 @@ class RecipeSpace(VariableSet):
     def __init__(
         self, name: str, base: Recipe, variables: Sequence[Variable], *, lr_factors: Mapping[str, float] | None = None
     ) -> None:
-        super().__init__(variables)
-        self.name, self.base, self.lr_factors = name, base, MappingProxyType(dict(lr_factors or {}))
+        super().__init__(variables, name=name)
+        self.base, self.lr_factors = base, MappingProxyType(dict(lr_factors or {}))
         fields = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
         for variable in self.variables:
             if variable.name not in fields:
@@ -101,12 +101,12 @@ class JointSpace(VariableSet):
         self, name: str, architecture: SearchSpace | None, recipe: RecipeSpace | None, *, description: str = ""
     ) -> None:
         require(architecture is not None or recipe is not None, f"joint space {name} has neither networks nor recipes")
-        self.name, self.architecture, self.recipe, self.description = name, architecture, recipe, description
+        self.architecture, self.recipe, self.description = architecture, recipe, description
         first = architecture.variables if architecture is not None else ()
         second = recipe.variables if recipe is not None else ()
         both = sorted({v.name for v in first} & {v.name for v in second})
         require(not both, f"joint space {name}: networks and recipes both have a variable {', '.join(both)}")
-        super().__init__([*first, *second])
+        super().__init__([*first, *second], name=name)
         self.architecture_columns = len(first)
         self._tables: dict[tuple[int, int], SpaceTables] = {}
 

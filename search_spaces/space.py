@@ -131,13 +131,13 @@ class SearchSpace(VariableSet):
         description: str = "",
     ) -> None:
         require(len(slots) > 0, f"space {name} has no searched layers")
-        self.name, self.description, self.round_widths = name, description, round_widths
+        self.description, self.round_widths = description, round_widths
         self.resolution, self.stem, self.slots, self.head, self.squeeze = resolution, stem, tuple(slots), head, squeeze
         found: dict[str, Variable] = {}
         for variable in self._referenced():
             known = found.setdefault(variable.name, variable)
             require(known == variable, f"space {name}: two different variables are called {variable.name!r}")
-        super().__init__([variable for variable in found.values() if len(variable.options) > 1])
+        super().__init__([variable for variable in found.values() if len(variable.options) > 1], name=name)
 
     def _referenced(self) -> Iterator[Variable]:
         yield self.resolution

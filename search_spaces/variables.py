@@ -78,11 +78,16 @@ def _check_options(name: str, options: tuple[Any, ...]) -> None:
 class VariableSet:
     """Named variables in a fixed order.
 
+    Args:
+        variables: in the order of a row's columns.
+        name: what the set is called; may be empty.
+
     Raises:
         UserError: two variables of one name.
     """
 
-    def __init__(self, variables: Sequence[Variable]) -> None:
+    def __init__(self, variables: Sequence[Variable], *, name: str = "") -> None:
+        self.name = name
         self.variables = tuple(variables)
         self.column = {variable.name: index for index, variable in enumerate(self.variables)}
         require(len(self.column) == len(self.variables), "two variables have the same name")
