@@ -4,6 +4,7 @@ Only YAML's safe subset is read: no tags, no aliases, nothing is constructed. Wh
 `yaml_space` and `yaml_variables`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
@@ -18,6 +19,7 @@ from search_spaces.variables import span
 T = TypeVar("T")
 MAX_BYTES = 1 << 16  # the scanner takes quadratic time on nested brackets
 LARGEST = 1e15  # numbers; whole ones up to here are exact as floats too
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 _TUPLE = re.compile(r"\(\s*([^,()]+)\s*,\s*([^,()]+)\s*,\s*([^,()]+)\s*\)")
 
 
@@ -121,10 +123,16 @@ class YamlReader:
         return self._number(node, self.scalar(node))
 
     def _number(self, node: yaml.Node, text: str) -> float:
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
         try:
-            return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else _finite(text)
-        except (ValueError, OverflowError) as error:
-            raise self.fail(node, f"expected a number, got {text!r}") from error
+            value = int(text) if _WHOLE.fullmatch(text) else float(text)
+        except ValueError as error:  # also a whole number of more than 4300 digits
+            raise self.fail(node, f"expected a number, got {shown!r}") from error
+        if not isinstance(value, int) and not math.isfinite(value):
+            raise self.fail(node, f"expected a number, got {shown!r}")
+        if abs(value) > LARGEST:
+            raise self.fail(node, f"numbers must be at most {LARGEST:g}, got {shown!r}")
+        return value
 
     def integer(self, node: yaml.Node) -> int:
         """A whole number of 1 to 65536."""
@@ -143,10 +151,3 @@ class YamlReader:
             return (self._number(node, text),)
         low, high, step = (self._number(node, part) for part in match.groups())
         return self.checked(node, lambda: span(low, high, step))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if abs(value) > LARGEST or value != value:
-        raise ValueError(text)
-    return value
