@@ -208,6 +208,65 @@ def test_thesis_preset_is_the_published_loop() -> None:
     assert found.evaluations <= 100 + found.generations * 40 * 24
 
 
+@pytest.mark.parametrize("patience", [1, 3, 6])
+def test_patience_is_generations_without_gain(patience: int) -> None:
+    """One population without any other way on ends with the first so many in a row."""
+    land, scored = Landscape((3, 8, 5, 2, 4, 6, 4, 4), 8), []
+
+    def score(rows: Rows) -> Any:
+        scored.append(land.score(rows))
+        return scored[-1]
+
+    config = EvolutionConfig(first=40, population=4, children=2, patience=patience, restarts=0, pairs=0, relax=False)
+    options: dict[str, Any] = {"quantities": {}, "limits": {}, "config": config}
+    for seed in range(5):
+        scored.clear()
+        history = evolve(land.variables, score, seed=seed, **options).history
+        gains = np.diff(np.concatenate([[scored[0].max()], history]))  # from the first population on
+        marks = "".join("+" if gain > config.tolerance else "-" for gain in gains)
+        assert marks.find(patience * "-") == len(marks) - patience
+    options["config"] = replace(config, tolerance=0.0, max_generations=20)
+    assert evolve(land.variables, lambda rows: np.ones(len(rows)), seed=0, **options).generations == patience
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_relaxed_limits_tighten_and_the_answer_is_inside(seed: int) -> None:
+    """The score is the limited quantity itself: all rows outside are better than all inside.
+
+    Quantities are computed once a generation, so counting their calls numbers the generations of the scores.
+    """
+    land = Landscape((3, 8, 5, 2, 4, 6, 4, 4), seed)
+    limit = Limit(high=float(np.quantile(land.cost(land.rows), 0.002)))
+    calls, scored = [0], []
+
+    def cost(rows: Rows) -> Any:
+        calls[0] += 1
+        return land.cost(rows)
+
+    def score(rows: Rows) -> Any:
+        scored.append((calls[0], float((land.cost(rows) / limit.high - 1).max())))
+        return land.cost(rows).astype(float)
+
+    def found(config: EvolutionConfig) -> EvolutionResult:
+        calls[0] = 0
+        scored.clear()
+        return evolve(
+            land.variables, score, quantities={"flops": cost}, limits={"flops": limit}, config=config, seed=seed
+        )
+
+    config = EvolutionConfig(first=60, population=20, children=8, restarts=0, pairs=0)
+    answer = found(config)
+    first, slack = scored[0]  # of the first population: as far as its farthest row
+    assert slack > 0.02
+    assert all(violation <= slack * config.shrink ** (call - first) for call, violation in scored)
+    assert sum(violation > 0 for _, violation in scored) > 5
+    assert limit.holds(land.cost(answer.rows)).all()
+    for quick in (replace(config, max_generations=2), replace(config, max_generations=2, restarts=2, pairs=50)):
+        assert limit.holds(land.cost(found(quick).rows)).all()  # stopped while rows outside take part
+    assert limit.holds(land.cost(found(replace(config, relax=False)).rows)).all()
+    assert all(violation <= 0 for _, violation in scored)
+
+
 def test_survivors_by_hand() -> None:
     """Inside first, by score, once each; then the closest outside; never what is infinitely far."""
     scores = np.array([1.0, 5.0, 5.0, 3.0, 9.0, -np.inf, 2.0, 8.0])
