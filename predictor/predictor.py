@@ -5,6 +5,7 @@ Axes: k members, n candidates, w embedding, h hidden, s statistics.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from predictor.bag import make_bag
 from predictor.config import Arrays, ModelShape
 from predictor.features import Scaling, Values, as_joint, encoder_inputs, network_columns, recipe_inputs
+from predictor.quantities import SpaceQuantities
 from search_spaces.errors import UserError
 from search_spaces.serialisation import require, require_finite
 from search_spaces.variables import Rows, VariableSet
@@ -168,6 +170,11 @@ class Predictor:
         from predictor.files import load_predictor
 
         return load_predictor(path, variables)
+
+    @cached_property
+    def quantities(self) -> SpaceQuantities:
+        """Fast canonical rows and exact quantities of the space, for its own classes and channels."""
+        return SpaceQuantities(self.variables, num_classes=self.num_classes, in_channels=self.in_channels)
 
     def count(self, rows: npt.ArrayLike) -> dict[str, npt.NDArray[np.int64]]:
         """Exact statistics of the rows' networks, as `JointSpace.statistics`.

@@ -242,17 +242,35 @@ class SearchSpace(VariableSet):
         Variables that build nothing (expansion of a skip, choices of absent layers) and options that build alike (widths or
         expansions that round to the same channels) are set to their first such option.
         """
-        rows = self.check_rows(rows).copy()
+        rows = self._with_first_widths(self.check_rows(rows))
+        present = [self.present(rows, slot) for slot in self.slots]
+        for variable in self.variables:
+            if readers := self._readers(variable):
+                rows[:, self.column[variable.name]] = self._first_alike(rows, variable, readers, present)
+        return rows
+
+    def canonical_column(self, rows: Rows, column: int) -> npt.NDArray[np.int64]:
+        """`(n,)` one column of `canonical`, without the others."""
+        rows, variable = self._with_first_widths(rows), self.variables[column]
+        if not (readers := self._readers(variable)):
+            return rows[:, column]
+        present = [
+            self.present(rows, slot) if i in readers else np.ones(0, dtype=bool) for i, slot in enumerate(self.slots)
+        ]
+        return self._first_alike(rows, variable, readers, present)
+
+    def _with_first_widths(self, rows: Rows) -> Rows:
+        """A copy in which widths that build alike are the first such option."""
+        rows = rows.copy()
         for variable in {self.stem.width.name: self.stem.width, **{s.width.name: s.width for s in self.slots}}.values():
             if variable.name in self.column:
                 first = _first_equal(self.built_widths(variable))
                 rows[:, self.column[variable.name]] = first[self.picked(rows, variable)]
-        present = [self.present(rows, slot) for slot in self.slots]
-        for variable in self.variables:
-            readers = [i for i, slot in enumerate(self.slots) if variable in (slot.block, slot.expansion)]
-            if readers:
-                rows[:, self.column[variable.name]] = self._first_alike(rows, variable, readers, present)
         return rows
+
+    def _readers(self, variable: Variable) -> list[int]:
+        """Slots whose block type or expansion the variable is."""
+        return [i for i, slot in enumerate(self.slots) if variable in (slot.block, slot.expansion)]
 
     def present(self, rows: Rows, slot: Slot) -> npt.NDArray[np.bool_]:
         """`(n,)` whether the slot holds a block."""

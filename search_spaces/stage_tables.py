@@ -193,5 +193,5 @@ def _canonical_part(space: SearchSpace, column: int) -> _Part | None:
             names |= {v.name for v in (slot.depth, slot.block, space.in_width(index)) if v is not None}
     part = _Part(frozenset(space.column[name] for name in names if name in space.column), lambda rows: rows[:, column])
     before = LookUp(space, [[part]]).table
-    part = _Part(part.columns, lambda rows: space.canonical(rows)[:, column])
+    part = _Part(part.columns, lambda rows: space.canonical_column(rows, column))
     return None if (LookUp(space, [[part]]).table == before).all() else part
