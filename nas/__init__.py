@@ -20,6 +20,9 @@ _WHERE = {
     "load_space": "nas.loading",
     "load_architecture": "nas.loading",
     "load_model": "nas.loading",
+    "load_variables": "recipes.loading",
+    "fit_predictor": "nas.predictors",
+    "Predictor": "predictor.predictor",
     "RunFolder": "recipes.run_folder",
     "evaluate": "recipes.evaluation",
     "fit": "recipes.trainer",
@@ -65,10 +68,13 @@ if TYPE_CHECKING:
     from nas.loading import load_model as load_model
     from nas.loading import load_space as load_space
     from nas.models import create_model as create_model
+    from nas.predictors import fit_predictor as fit_predictor
     from nas.searching import search as search
     from nas.training import train as train
+    from predictor.predictor import Predictor as Predictor
     from recipes.datasets import load_dataset as load_dataset
     from recipes.evaluation import evaluate as evaluate
+    from recipes.loading import load_variables as load_variables
     from recipes.recipe import Recipe as Recipe
     from recipes.recipe import load_recipe as load_recipe
     from recipes.run_folder import RunFolder as RunFolder
