@@ -35,6 +35,7 @@ _WHERE = {
     "build_design": "nas.designs",
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
+    "query": "nas.querying",
     "measure_latency": "nas.latency",
     "measure_space": "nas.latency",
     "LatencyTable": "search_spaces.latency",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from nas.loading import load_space as load_space
     from nas.models import create_model as create_model
     from nas.predictors import fit_predictor as fit_predictor
+    from nas.querying import query as query
     from nas.searching import search as search
     from nas.training import train as train
     from predictor.predictor import Predictor as Predictor

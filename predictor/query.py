@@ -122,7 +122,8 @@ def query(
         UserError: a limit that nothing meets (the message tells the reachable range), an unknown quantity, variable or option,
             or a predictor whose inputs cannot be counted for new rows.
     """
-    limits, question = dict(limits or {}), _Question(predictor, quantities, limits, fixed)
+    limits = dict(limits or {})
+    question = _Question(predictor, quantities, limits, fixed)
     try:
         found = evolve(
             question.variables, question.score, quantities=question.functions, limits=limits,
@@ -170,6 +171,7 @@ def query_front(
     Raises:
         UserError: as `query`.
     """
+    require(points >= 1, f"points must be at least 1, got {points}")
     asked = {**(limits or {}), quantity: limit}
     question = _Question(predictor, quantities, asked, fixed)
     low = limit.low or question.smallest(quantity)
@@ -290,7 +292,7 @@ class _Question:
         fixed: Mapping[str, Any] | None,
     ) -> None:
         self.predictor, self.variables, self.limits = predictor, predictor.variables, limits
-        own = SpaceQuantities(self.variables, num_classes=predictor.num_classes, in_channels=predictor.in_channels)
+        own = predictor.quantities
         self.read = {name: own.functions[name] for name in predictor.statistics if name in own.functions}
         if len(self.read) < len(predictor.statistics):
             raise UserError(

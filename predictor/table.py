@@ -97,7 +97,7 @@ class Curves:
 
 
 def read_table(
-    source: str | Path | pd.DataFrame, variables: VariableSet, *, score: str, epoch: int | None = None
+    source: str | Path | pd.DataFrame, variables: VariableSet, *, score: str | None, epoch: int | None = None
 ) -> Table:
     """Rows and scores from values.
 
@@ -107,7 +107,7 @@ def read_table(
         source: ``.csv``, ``.parquet`` or a DataFrame. Columns: every variable of the space by name; values are its options,
             block types by their name; variables with one option may be missing. Other columns are ignored.
         variables: the space.
-        score: column of the scores, higher is better.
+        score: column of the scores, higher is better; None: candidates without scores, which are 0.
         epoch: lines of which epoch count, where the table has a column ``epoch`` with several.
 
     Raises:
@@ -118,7 +118,9 @@ def read_table(
     lines = _lines_of_epoch(frame, epoch, label)
     require(len(lines) > 0, f"{label} has no lines")
     rows = _rows(frame, variables, lines, label)
-    scores = _numbers(_cells(frame, score, lines, label), score, lines, label)
+    scores = (
+        np.zeros(len(lines)) if score is None else _numbers(_cells(frame, score, lines, label), score, lines, label)
+    )
     statistics = {
         name: _numbers(_cells(frame, name, lines, label), name, lines, label)
         for name in OPTIONAL

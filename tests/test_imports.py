@@ -128,6 +128,10 @@ def test_nas_stays_light_until_it_is_used(fresh_python: Callable[[str], str]) ->
     )
 
 
+def test_a_query_needs_no_torch(fresh_python: Callable[[str], str]) -> None:
+    assert heavy_after("import nas; nas.query; nas.cost", fresh_python, ("torch", "torchvision", "ray", "pandas")) == []
+
+
 def test_every_name_of_nas_exists(fresh_python: Callable[[str], str]) -> None:
     assert fresh_python("import nas\nprint([n for n in nas.__all__ if not hasattr(nas, n)])").strip() == "[]"
 
