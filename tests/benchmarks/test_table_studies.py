@@ -1,0 +1,341 @@
+"""The arithmetic of the studies of a collected table, against loops and made-up tables; nothing is trained here."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import benchmarks.trainings
+from benchmarks.charts import Line, Panel, draw, ticks
+from benchmarks.collected_table import facts, table, without_places
+from benchmarks.early_stopping import rows_of, saved_percent
+from benchmarks.recipe_swap import matrix
+from benchmarks.sample_efficiency import WITHOUT, gains, labels_needed, summary, variants
+from benchmarks.seed_noise import chosen_candidates, noise, rank_agreement, spread_over
+from benchmarks.trainings import Run, difference, over_seeds, read_run, train_all
+from predictor.parallel import Resources
+from predictor.table import read_curves
+from predictor.trials import Trials
+from recipes.run_folder import RunFolder
+from recipes.space import load_joint
+from search_spaces.errors import UserError
+from search_spaces.limits import Limit
+from search_spaces.sampling import uniform_rows
+
+CONFIG: dict[str, Any] = {
+    "kind": "nars", "space": "digits-joint", "data": "digits", "flops": {"high": 5e5, "low": 1e5}, "candidates": 24,
+    "threshold": 0.92, "epochs": 6, "images": 200, "held_out": 100, "device": "cpu",
+}  # fmt: skip
+
+
+def collected(path: Path, *, waiting: int = 0) -> Path:
+    """A run folder of two rounds of 24; the first has curves of six epochs, the second of four; the last candidates wait."""
+    space, rng = load_joint("digits-joint"), np.random.default_rng(0)
+    rows = np.unique(space.canonical(uniform_rows(space, 200, rng)), axis=0)
+    rows = rng.permutation(rows)[:48]
+    counted = space.statistics(rows, num_classes=10, in_channels=1)
+    order = np.concatenate([24 * half + np.argsort(counted["flops"][24 * half :][:24]) for half in (0, 1)])
+    with RunFolder(path, CONFIG, seed=3, command=["nars", "--data-dir", "/data/of mine", "--out", "/home/me/run"]):
+        trials = Trials(path / "trials.db", space, CONFIG)
+    for number in (1, 2):
+        part = order[24 * number - 24 : 24 * number]
+        trials.add(number, rows[part], 3, {name: values[part] for name, values in counted.items()})
+    for trial in trials.read()[: 48 - waiting]:
+        if trial.id == 5:
+            trials.fail(5, "diverged")
+            continue
+        final = 40 + trial.id / 3
+        early = rng.normal(size=6) * np.array([30, 30, 0.1, 0.1, 0.1, 0])  # ranks are kept from the third epoch on
+        curve = (final + early)[: 6 if trial.round == 1 else 4]
+        trials.record(trial.id, curve.tolist(), 10.06 * len(curve))
+    return path
+
+
+def test_the_table_keeps_what_is_done(tmp_path: Path) -> None:
+    run = read_run(collected(tmp_path / "run", waiting=2))
+    frame = table(run)
+    assert len(frame) == 45 and set(frame["status"]) == {"done"} and 5 not in set(frame["id"])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    again = read_curves(tmp_path / "t.csv", run.space)
+    assert again.rows.tolist() == [list(trial.row) for trial in run.done]
+    assert set(again.epochs) == {4, 6} and again.accuracies() == pytest.approx(frame["accuracy"])
+    expected = [trial.curve[3] for trial in run.done]
+    assert frame["accuracy"].to_numpy() == pytest.approx(np.array(expected), abs=6e-5)
+    assert frame["seconds"].tolist()[0] == 60.4
+    found = facts(run, frame)
+    assert found["candidates"] == {"done": 45, "failed": 1, "waiting": 2}
+    assert (found["stop_epoch"], found["common_epoch"], found["candidates_by_round"]) == (3, 4, {"1": 23, "2": 22})
+    assert found["command"] == ["nas", "nars", "--out", "run"]
+    assert str(tmp_path) not in json.dumps(found) and "/" not in json.dumps(found["command"])
+
+
+def test_commands_lose_their_places() -> None:
+    given = [
+        "nars",
+        "--data-dir",
+        "/a/b",
+        "--out",
+        "runs/x",
+        "--data-dir=/c",
+        "--network",
+        "/home/me/net.json",
+        "--data-dir",
+    ]
+    assert without_places(given) == ["nars", "--out", "runs/x", "--network", "net.json"]
+
+
+def test_read_run_refuses_other_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        read_run(tmp_path)
+    with RunFolder(tmp_path / "other", {"kind": "train"}, seed=0), pytest.raises(UserError, match="no run of nas nars"):
+        read_run(tmp_path / "other")
+    with RunFolder(tmp_path / "fresh", CONFIG, seed=0):
+        with pytest.raises(UserError, match=r"has no trials\.db"):
+            read_run(tmp_path / "fresh")
+        Trials(tmp_path / "fresh" / "trials.db", load_joint("digits-joint"), CONFIG)
+        with pytest.raises(UserError, match="has no trained candidate yet"):
+            read_run(tmp_path / "fresh")
+
+
+def test_every_second_bin_of_rounds_in_turn() -> None:
+    rng = np.random.default_rng(0)
+    rounds = np.repeat([1, 2, 3, 4], 48)
+    flops = np.concatenate([rng.permutation(48) for _ in range(4)])  # bin = FLOPs
+    chosen = spread_over(rounds, flops, 24)
+    assert flops[chosen].tolist() == list(range(1, 48, 2))
+    assert rounds[chosen].tolist() == [1, 2, 3, 4] * 6
+    assert (spread_over(rounds, flops, 24) == chosen).all()
+    uneven = spread_over([1] * 30 + [2] * 20, rng.random(50), 10)
+    assert len(set(uneven.tolist())) == 10 and [int(at >= 30) for at in uneven] == [0, 1] * 5
+    with pytest.raises(UserError, match="50 candidates in 2 rounds are too few to choose 60"):
+        spread_over([1] * 30 + [2] * 20, rng.random(50), 60)
+
+
+def test_chosen_candidates_are_trained_ones(tmp_path: Path) -> None:
+    run = read_run(collected(tmp_path / "run"))
+    chosen = chosen_candidates(run, 12)
+    assert len({trial.id for trial in chosen}) == 12 and all(trial.status == "done" for trial in chosen)
+    flops = [run.flops[trial.id] for trial in chosen]
+    counted = run.space.statistics([trial.row for trial in chosen], num_classes=10, in_channels=1)["flops"]
+    assert flops == counted.tolist() and [trial.round for trial in chosen] == [1, 2] * 6
+    for number in (1, 2):
+        assert flops[number - 1 :: 2] == sorted(flops[number - 1 :: 2])
+
+
+def test_agreement_of_seeds_is_counted_pair_by_pair() -> None:
+    accuracies = np.array([[50, 52, 51], [55, 50, 54], [60, 61, 53], [58, 66, 70]], dtype=float)
+    taus = []
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        signs = [
+            np.sign(accuracies[i, a] - accuracies[j, a]) * np.sign(accuracies[i, b] - accuracies[j, b])
+            for i in range(4)
+            for j in range(i)
+        ]
+        taus.append(sum(signs) / 6)
+    found = rank_agreement(accuracies)
+    assert found["kendall_tau"] == pytest.approx(sum(taus) / 3) and found["kendall_tau_lowest"] == pytest.approx(
+        min(taus)
+    )
+    assert rank_agreement(accuracies[:, [0, 0, 0]])["spearman"] == pytest.approx(1)
+
+
+def test_noise_is_taken_apart() -> None:
+    """Many candidates of deviation 3 with seeds of deviation 1.5: both come back, and the share of the first."""
+    rng = np.random.default_rng(1)
+    accuracies = 50 + rng.normal(size=(20_000, 1)) * 3 + rng.normal(size=(20_000, 3)) * 1.5
+    found = noise(accuracies)
+    error = 4 * 3 / np.sqrt(2 * 20_000)  # 4 standard errors of a standard deviation
+    assert found["std_over_seeds"] == pytest.approx(1.5, abs=error)
+    assert found["std_over_candidates"] == pytest.approx(3, abs=error)
+    assert found["r2_ceiling"] == pytest.approx(9 / (9 + 2.25), abs=0.01)
+    assert noise(np.array([[50.0, 50.0], [60.0, 60.0]]))["r2_ceiling"] == 1
+    assert noise(np.array([[40.0, 60.0], [60.0, 40.0]]))["std_over_candidates"] == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "relation"),
+    [
+        (8.0, 20, "="),
+        (9.0, 20, "<"),
+        (6.0, np.sqrt(20 * 40), "="),  # half-way, in logarithms
+        (4.0, 40, "="),
+        (3.5, np.sqrt(80 * 160), "="),
+        (3.0, 160, "="),
+        (2.9, 160, ">"),
+    ],
+)
+def test_labels_needed(target: float, labels: float, relation: str) -> None:
+    found, how = labels_needed([20, 40, 80, 160], [8.0, 4.0, 5.0, 3.0], target)  # rises once: 80 labels count as 4.0
+    assert (found, how) == (pytest.approx(labels), relation)
+
+
+def test_gains_of_a_known_law() -> None:
+    """Errors 100 / n without and 100 / (4 n) with pretraining: four times fewer labels, up to the end of the table."""
+    sizes = [10 * 2**k for k in range(6)]
+    without = np.array([100 / n for n in sizes])[None].repeat(8, axis=0)
+    found = gains(sizes, without / 4, without, np.random.default_rng(0))
+    assert [line["gain"] for line in found[:4]] == pytest.approx([4] * 4)
+    assert [line["gain_is"] for line in found] == ["=", "=", "=", "=", ">", ">"]
+    assert found[0]["gain_low"] == found[0]["gain_high"] == pytest.approx(4)
+    assert [line["gain"] for line in found[4:]] == pytest.approx([2, 1])
+
+
+def test_the_best_variant_is_chosen_on_one_half_and_reported_on_the_other() -> None:
+    lines = []
+    for variant, first, second in (("default", 3.0, 1.0), ("default" + WITHOUT, 4.0, 4.0), ("thesis", 2.0, 6.0)):
+        for split in range(6):
+            value = (first if split < 3 else second) + 0.1 * (split % 3)
+            metrics = {"mse": value, "kendall_tau": -value, "spearman": 0.5, "r2": 0.1}
+            lines.append({"split": split, "variant": variant, "labels": 20, "cpu_seconds": 1.0, **metrics})
+    rows = {row["variant"]: row for row in summary(pd.DataFrame(lines), seed=0)}
+    assert [name for name, row in rows.items() if row["best_in_first_half"]] == ["thesis"]
+    assert rows["thesis"]["mse_choosing"] == pytest.approx(2.1) and rows["thesis"]["mse_reporting"] == pytest.approx(
+        6.1
+    )
+    assert rows["thesis"]["mse"] == pytest.approx(4.1) and "gain" not in rows["thesis"]
+    assert rows["default"]["gain_is"] == ">" and rows["default"]["mse_reporting_se"] == pytest.approx(0.1 / np.sqrt(3))
+
+
+def test_variants_differ_and_the_thesis_is_as_printed() -> None:
+    found = variants()
+    assert len({variant.key for variant in found.values()}) == len(found)
+    config = found["thesis"].config
+    assert config is not None and (config.frozen_epochs, config.epochs, config.members) == (50, 50, 1)
+    assert all(name.removesuffix(WITHOUT) in found for name in found)
+
+
+def test_the_early_stop_and_what_it_saves(tmp_path: Path) -> None:
+    run = read_run(collected(tmp_path / "run"))
+    frame = table(run)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    rows = rows_of(read_curves(tmp_path / "t.csv", run.space), 0.92, seed=0)
+    assert [row["epoch"] for row in rows if row["chosen"]] == [3] and rows[-1]["spearman"] == pytest.approx(1)
+    assert rows[0]["candidates"] == 23 and rows[2]["training_saved_percent"] == 50
+    assert all(row["spearman_low"] <= row["spearman"] <= row["spearman_high"] + 1e-9 for row in rows)
+    saved = saved_percent(np.array([60.0, 30.0, 20.0]), np.array([6, 3, 2]), np.array([True, False, False]))
+    assert saved == pytest.approx([100 * (2 * 10 * (6 - epoch)) / 180 for epoch in range(1, 7)])
+
+
+def test_a_matrix_of_recipes() -> None:
+    measured = {
+        ("a", "a"): [80.0, 82.0], ("a", "b"): [79.0, 80.0], ("a", "base"): [70.0, 75.0],
+        ("b", "a"): [60.0, 60.0], ("b", "b"): [59.0, 63.0], ("b", "base"): [61.0, 61.0],
+    }  # fmt: skip
+    lines = {(line["network"], line["recipe"]): line for line in matrix(measured)}
+    assert list(lines) == [("a", "own"), ("a", "b"), ("a", "base"), ("b", "a"), ("b", "own"), ("b", "base")]
+    assert lines["a", "own"]["mean"] == 81 and lines["a", "own"]["std"] == pytest.approx(np.sqrt(2))
+    assert "own_minus_this" not in lines["a", "own"] and lines["a", "b"]["own_minus_this"] == 1.5
+    assert lines["a", "b"]["own_minus_this_standard_error"] == pytest.approx(0.5)
+    assert lines["b", "a"]["own_minus_this"] == 1 and lines["b", "base"]["own_minus_this"] == 0
+
+
+def test_over_seeds() -> None:
+    assert over_seeds([1.0, 2.0, 6.0]) == {
+        "mean": 3,
+        "std": pytest.approx(np.sqrt(7)),
+        "standard_error": pytest.approx(np.sqrt(7 / 3)),
+    }
+    assert over_seeds([1.0])["mean"] == 1 and np.isnan(over_seeds([1.0])["std"])
+    assert difference([3.0, 5.0], [1.0, 1.0])["difference"] == 3
+
+
+class Inline:
+    """Takes the place of Ray: does jobs one after the other, made up; can be interrupted, and can fail."""
+
+    def __init__(self, interrupt: int = 10**6, fails: Sequence[str] = ()) -> None:
+        self.interrupt, self.fails, self.trained = interrupt, fails, list[str]()
+
+    def __call__(
+        self, jobs: Sequence[Mapping[str, Any]], work: Callable[..., Any], *, done: Any, failed: Any, **options: Any
+    ) -> None:
+        for job in jobs:
+            if len(self.trained) == self.interrupt:
+                raise KeyboardInterrupt
+            if job["id"] in self.fails:
+                failed(job, "out of memory")
+                continue
+            self.trained.append(job["id"])
+            json.dumps(job)
+            done(job, {"curve": [10.0, float(job["seed"])], "seconds": 1.5})
+
+
+def trainings_of(run: Run) -> list[Any]:
+    first, second = run.done[:2]
+    return [run.training(row, seed=seed) for row in (first.row, second.row) for seed in (1, 2)]
+
+
+def test_killed_trainings_go_on_and_shared_ones_are_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = trainings_of(read_run(collected(tmp_path / "run")))
+    tries = [Inline(3), Inline(), Inline()]
+    for attempt in tries:
+        monkeypatch.setattr(benchmarks.trainings, "run_jobs", attempt)
+        try:
+            given = [*trainings, *trainings[:2]]
+            found = train_all(given, tmp_path / "work", data_dir=None, resources=Resources())
+        except KeyboardInterrupt:
+            continue
+    assert tries[0].trained + tries[1].trained == [training.id for training in trainings] and tries[2].trained == []
+    assert [found[training.id]["curve"] for training in trainings] == [[10, 1], [10, 2], [10, 1], [10, 2]]
+
+
+def test_failed_trainings_are_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = trainings_of(read_run(collected(tmp_path / "run")))
+    for fails, done in (([trainings[1].id], 3), ([], 1)):
+        attempt = Inline(fails=fails)
+        monkeypatch.setattr(benchmarks.trainings, "run_jobs", attempt)
+        if fails:
+            with pytest.raises(
+                UserError, match="1 of 4 trainings failed; the same command tries them again; the first: out"
+            ):
+                train_all(trainings, tmp_path / "work", data_dir=None, resources=Resources())
+        else:
+            assert len(train_all(trainings, tmp_path / "work", data_dir=None, resources=Resources())) == 4
+        assert len(attempt.trained) == done
+
+
+def test_a_training_is_called_after_what_decides_it(tmp_path: Path) -> None:
+    run = read_run(collected(tmp_path / "run"))
+    row = run.done[0].row
+    own = run.training(row, seed=1)
+    assert own.recipe.epochs == 6 and own.settings["split_seed"] == 3
+    longer = own.recipe.replace(name="other", epochs=24, warmup_epochs=4 * own.recipe.warmup_epochs)
+    renamed = run.training(row, seed=1, recipe=longer)
+    assert own.id == renamed.id == run.training(row, seed=1, stop=6).id
+    others = [
+        run.training(row, seed=2), run.training(row, seed=1, stop=3), run.training(run.done[1].row, seed=1),
+        run.training(row, seed=1, recipe=own.recipe.replace(lr=own.recipe.lr / 2)),
+    ]  # fmt: skip
+    assert len({own.id, *(training.id for training in others)}) == 5
+
+
+def test_the_best_of_the_table_keeps_the_budget(tmp_path: Path) -> None:
+    run = read_run(collected(tmp_path / "run"))
+    sizes = sorted(run.flops[trial.id] for trial in run.done)
+    limit = Limit(high=sizes[20], low=sizes[4])
+    (best,) = run.best(limit)
+    inside = [trial for trial in run.done if sizes[4] <= run.flops[trial.id] <= sizes[20]]
+    assert best.id == max(inside, key=lambda trial: trial.curve[3]).id and len(run.best(limit, 5)) == 5
+    with pytest.raises(UserError, match=r"no trained candidate of .* has FLOPs at most 1"):
+        run.best(Limit(high=1))
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0.03, 0.97) == [0.2, 0.4, 0.6, 0.8] and ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(-3.1, 12.4) == [0, 5, 10] and ticks(51.2, 51.9) == [51.2, 51.4, 51.6, 51.8]
+
+
+def test_a_chart_is_well_formed(tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    line = Line(name="a < b", x=[1, 2, 4], y=[0.5, 0.7, 0.9], low=[0.4, 0.6, 0.8], high=[0.6, 0.8, 1.0], dashed=True)
+    level = Panel(title="one", x_label="epochs", lines=[line], level=0.92, level_name="0.92")
+    draw([level, Panel(title="two", x_label="labels", lines=[line])], tmp_path / "new" / "chart.svg", "what it shows")
+    root = ElementTree.parse(tmp_path / "new" / "chart.svg").getroot()
+    tags = [element.tag.rsplit("}")[-1] for element in root]
+    assert tags.count("circle") == 6 and "a < b" in [element.text for element in root]
+    heights = [float(element.attrib["cy"]) for element in root if element.tag.endswith("circle")][:3]
+    assert heights == sorted(heights, reverse=True), "higher values stand higher"
