@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas.candidate import CANDIDATES, search_images, train_candidate
-from nas.designs import Design, design_to_json
+from nas.designs import Design, design_cost, design_to_json
 from nas.loading import load_design
 from predictor.config import PredictorConfig, load_preset
 from predictor.fit import fit
@@ -103,7 +103,7 @@ def nars(
     config = IterationConfig(rounds=rounds, candidates=candidates, threshold=threshold)
     resources = resources or Resources()
     counting = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels}
-    fixed = _Fixed.of(joint, network, recipe)
+    fixed = _Fixed.of(joint, network, recipe, counting)
     withheld = max(1, round(HELD_OUT * len(dataset.train))) if held_out is None else held_out
     search_images(dataset.train, images, withheld, seed)  # shows early that there are enough
     needed = rounds * candidates
@@ -159,16 +159,26 @@ class _Fixed:
     recipe: Any
 
     @classmethod
-    def of(cls, joint: JointSpace, network: str | Path | Design | None, recipe: str | Path | Recipe | None) -> "_Fixed":
-        """Checked against what the space searches.
+    def of(
+        cls,
+        joint: JointSpace,
+        network: str | Path | Design | None,
+        recipe: str | Path | Recipe | None,
+        counting: Mapping[str, int],
+    ) -> "_Fixed":
+        """Checked against what the space searches and the images of the data set.
 
         Raises:
-            UserError: a part that is neither searched nor given, or both.
+            UserError: a part that is neither searched nor given, or both; a network that does not take the images.
         """
         for name, part, given in (("network", joint.architecture, network), ("recipe", joint.recipe, recipe)):
             require(part is None or given is None, f"space {joint.name} searches the {name}; leave out --{name}")
             require(part is not None or given is not None, f"space {joint.name} has no {name}; give --{name}")
-        plain = None if network is None else design_to_json(load_design(network))
+        plain = None
+        if network is not None:
+            design = load_design(network)
+            design_cost(design, **counting)  # refuses here what no candidate could be trained on
+            plain = design_to_json(design)
         if recipe is not None and not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe)
         return cls(plain, None if recipe is None else recipe.to_json())

@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from search_spaces.serialisation import require
 Job = Mapping[str, Any]  # plain values; "id" tells jobs apart
 Report = Callable[[Mapping[str, Any]], None]  # progress of a job: plain values
 Work = Callable[[Job, Report], Mapping[str, Any]]  # what a job is; its result is plain values
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
 RESULT, FAILURE = "result", "failure"
@@ -56,6 +59,9 @@ def run_jobs(
 ) -> None:
     """Do all jobs; each ends in exactly one call of `done` or `failed`, in this process, as soon as it is over.
 
+    Where Ray ends all trainings at once, as it does when memory runs out, the rest is started again; where that comes to
+    nothing, one by one, and the one that cannot be done alone has failed.
+
     Args:
         jobs: what to do.
         work: a function that workers can import, or one that can be pickled; it must be able to go on where it was stopped.
@@ -67,8 +73,52 @@ def run_jobs(
     Raises:
         UserError: the address does not answer, or a job asks for more than there is.
     """
-    if not jobs:
-        return
+    left = {job["id"]: job for job in jobs}
+    running: dict[Any, Job] = {}
+
+    def settled(tell: Callable[[Job, Any], None], job: Job, outcome: Any) -> None:
+        left.pop(job["id"], None)
+        running.pop(job["id"], None)
+        tell(job, outcome)
+
+    concurrent, stuck = resources.concurrent, 0
+    while left:
+        before = len(left)
+        running.clear()
+        told = partial(settled, done), partial(settled, failed), running
+        try:
+            _attempt(list(left.values()), work, replace(resources, concurrent=concurrent), folder, *told)
+        except RuntimeError as error:
+            if not _is_of_ray(error):
+                raise
+            stuck = stuck + 1 if len(left) == before else 0
+            reason = first_line(error.__cause__ or error)
+            logger.warning("Ray ended all trainings: %s; %d go on from their checkpoints", reason, len(left))
+            if stuck and concurrent != 1:
+                concurrent = 1
+            elif stuck > resources.retries:  # one alone was running: it is the cause
+                for job in list(running.values()):
+                    settled(failed, job, f"Ray ended it: {reason}")
+                concurrent, stuck = resources.concurrent, 0
+
+
+def _is_of_ray(error: RuntimeError) -> bool:
+    """Whether Ray itself gave up; Tune ends as a whole when a worker is killed for want of memory."""
+    from ray.exceptions import RayError
+
+    return isinstance(error, RayError) or isinstance(error.__cause__, RayError)
+
+
+def _attempt(
+    jobs: Sequence[Job],
+    work: Work,
+    resources: Resources,
+    folder: Path,
+    done: Callable[[Job, Mapping[str, Any]], None],
+    failed: Callable[[Job, str], None],
+    running: dict[Any, Job],
+) -> None:
+    """Do all jobs, as long as Ray lives; ``running`` holds those under way."""
     import ray
 
     with _Cluster(resources):
@@ -78,7 +128,7 @@ def run_jobs(
                 wanted <= available.get(kind, 0.0),
                 f"a training asks for {wanted:g} {kind}s, Ray has {available.get(kind, 0.0):g}",
             )
-        _tune(jobs, work, resources, folder, done, failed)
+        _tune(jobs, work, resources, folder, done, failed, running)
 
 
 class _Cluster:
@@ -141,6 +191,7 @@ def _tune(
     folder: Path,
     done: Callable[[Job, Mapping[str, Any]], None],
     failed: Callable[[Job, str], None],
+    running: dict[Any, Job],
 ) -> None:
     from ray import tune
 
@@ -156,6 +207,9 @@ def _tune(
 
     class Watch(tune.Callback):
         """Hands results over as they come."""
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            running[trial.config["job"]["id"]] = trial.config["job"]
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             job, last = trial.config["job"], trial.last_result

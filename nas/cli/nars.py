@@ -89,11 +89,9 @@ class _Told:
 
     def __call__(self, trial: "Trial") -> None:
         self.told += 1
-        what = (
-            f"{trial.accuracy():.2f} % in {trial.seconds:.0f} CPU-s"
-            if trial.status == "done"
-            else f"failed: {trial.error}"
-        )
+        what = "failed"  # why was told as it happened
+        if trial.status == "done":
+            what = f"{trial.accuracy():.2f} % in {trial.seconds:.0f} CPU-s"
         left = (self.clock() - self.started) / self.told * (self.total - trial.id) / 60
         typer.echo(
             f"candidate {trial.id} of {self.total}, round {trial.round}: {what}; about {left:.0f} min left", err=True

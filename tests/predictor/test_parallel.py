@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
+import predictor.parallel
 from predictor.parallel import Resources, run_jobs
 from search_spaces.errors import UserError
 
@@ -68,6 +70,48 @@ def test_addresses_that_do_not_answer(address: str | None, words: str, tmp_path:
     with pytest.raises(UserError, match=words):
         run_jobs(
             [{"id": 0}], work, resources=Resources(address=address), folder=tmp_path,
+            done=lambda job, result: None, failed=lambda job, error: None,
+        )  # fmt: skip
+
+
+def test_a_ray_that_ends_everything_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two at a time; whenever job 2 runs, memory runs out and Tune ends as a whole."""
+    attempts: list[tuple[list[int], int | None]] = []
+
+    def attempt(
+        jobs: list[Any], work: Any, resources: Resources, folder: Path, done: Any, failed: Any, running: dict[int, Any]
+    ) -> None:
+        attempts.append(([job["id"] for job in jobs], resources.concurrent))
+        while jobs:
+            running.update({job["id"]: job for job in jobs[: resources.concurrent or 2]})
+            if 2 in running:
+                raise RuntimeError("Caught unexpected exception") from OutOfMemoryError("workers were killed")
+            job = jobs.pop(0)
+            done(job, {"seconds": 1.0})
+
+    monkeypatch.setattr(predictor.parallel, "_attempt", attempt)
+    outcome: dict[int, Any] = {}
+    jobs = [{"id": number} for number in range(5)]
+    run_jobs(
+        jobs, work, resources=Resources(retries=1), folder=tmp_path,
+        done=lambda job, result: outcome.update({job["id"]: "done"}),
+        failed=lambda job, error: outcome.update({job["id"]: error}),
+    )  # fmt: skip
+    assert outcome == dict.fromkeys((0, 1, 3, 4), "done") | {2: "Ray ended it: workers were killed"}
+    assert attempts == [
+        ([0, 1, 2, 3, 4], None), ([1, 2, 3, 4], None), ([1, 2, 3, 4], 1), ([2, 3, 4], 1), ([2, 3, 4], 1), ([3, 4], None)
+    ]  # fmt: skip
+    assert "5 go on" not in caplog.text and "4 go on from their checkpoints" in caplog.text
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr(predictor.parallel, "_attempt", broken)
+    with pytest.raises(RuntimeError, match="a defect of ours"):
+        run_jobs(
+            jobs, work, resources=Resources(), folder=tmp_path,
             done=lambda job, result: None, failed=lambda job, error: None,
         )  # fmt: skip
 
