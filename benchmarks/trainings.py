@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nas.candidate import CANDIDATES, train_candidate
-from nas.nars import PREDICTOR, RAY, TRIALS
+from nas.rounds import PREDICTOR, RAY, TRIALS
 from predictor.iterate import early_stop_epoch
 from predictor.parallel import Job, Resources, run_jobs
 from predictor.predictor import Predictor

@@ -35,6 +35,7 @@ _WHERE = {
     "build_design": "nas.designs",
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
+    "nars": "nas.rounds",
     "query": "nas.querying",
     "measure_latency": "nas.latency",
     "measure_space": "nas.latency",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from nas.models import create_model as create_model
     from nas.predictors import fit_predictor as fit_predictor
     from nas.querying import query as query
+    from nas.rounds import nars as nars
     from nas.searching import search as search
     from nas.training import train as train
     from predictor.predictor import Predictor as Predictor

@@ -43,7 +43,7 @@ def nars_command(
     seed: Seed = 0,
 ) -> None:
     """Train candidates round by round and fit the accuracy predictor. Killed, the same command goes on where it was."""
-    from nas.nars import PREDICTOR, TABLE, nars
+    from nas.rounds import PREDICTOR, TABLE, nars
     from predictor.parallel import Resources
     from search_spaces.limits import parse_limits
     from search_spaces.serialisation import require

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import nas.nars
+import nas.rounds
 from nas.candidate import search_images, train_candidate
-from nas.nars import nars
+from nas.rounds import nars
 from predictor.predictor import Predictor
 from recipes.datasets import load_dataset
 from recipes.space import load_joint
@@ -51,7 +51,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: 
     ways = {"whole": [Inline()], "killed": [Inline(2), Inline()]}
     for name, tries in ways.items():
         for attempt in tries:
-            monkeypatch.setattr(nas.nars, "run_jobs", attempt)
+            monkeypatch.setattr(nas.rounds, "run_jobs", attempt)
             try:
                 result = nars("digits-joint", "digits", out=tmp_path / name, **SMALL)
             except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def test_a_candidate_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_searches(change: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nas.nars, "run_jobs", Inline())
+    monkeypatch.setattr(nas.rounds, "run_jobs", Inline())
     given = {"space": "digits-joint", **SMALL, **change}
     with pytest.raises(UserError) as caught:
         nars(given.pop("space"), "digits", out=tmp_path / "run", **given)
