@@ -8,6 +8,7 @@ from pathlib import Path
 
 COLOURS = ("#1f6fb2", "#d1622b", "#3a9a5b", "#7a4fb3", "#777777")
 SIDE, HEIGHT, GAP, MARGIN = 340, 240, 80, 60
+COLUMNS = 3  # of the legend
 INK, GRID = "#222", "#ddd"
 
 
@@ -16,12 +17,13 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: in the legend; lines of one name have one colour in all panels.
+        name: in the legend, once for all panels.
         x: `(n,)`.
-        y: `(n,)`.
+        y: `(n,)`; NaN where there is no point.
         low: `(n,)` lower ends of error bars; none where empty.
         high: upper ends.
         dashed: how it is drawn.
+        group: lines of one group have one colour; the name where empty.
     """
 
     name: str
@@ -30,6 +32,18 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     dashed: bool = False
+    group: str = ""
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """That there are."""
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(y)]
+
+    @property
+    def bars(self) -> list[tuple[float, float, float]]:
+        """Place and ends of the error bars that there are."""
+        bars = zip(self.x, self.low, self.high, strict=False)
+        return [bar for bar in bars if math.isfinite(bar[1]) and math.isfinite(bar[2])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +82,22 @@ def draw(panels: Sequence[Panel], path: Path, label: str) -> None:
         path: of the file; its folder is created.
         label: what the figure shows, for readers who do not see it.
     """
-    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    named = {line.name: line for panel in panels for line in panel.lines}
+    groups = list(dict.fromkeys(line.group or line.name for line in named.values()))
+    colours = {
+        name: COLOURS[groups.index(line.group or line.name) % len(COLOURS)] for name, line in named.items()
+    }  # fmt: skip
     width = len(panels) * (SIDE + GAP) + MARGIN // 2
     bottom = MARGIN + HEIGHT + 50
-    drawn = [f'<rect width="{width}" height="{bottom + 20 * _legend_rows(names)}" fill="#ffffff"/>']
+    height = bottom + 20 * (math.ceil(len(named) / COLUMNS) + 1)
+    drawn = [f'<rect width="{width}" height="{height}" fill="#ffffff"/>']
     for index, panel in enumerate(panels):
         drawn += _panel(panel, MARGIN + index * (SIDE + GAP), colours)
-    dashed = {line.name for panel in panels for line in panel.lines if line.dashed}
-    for index, name in enumerate(names):
-        x, y = MARGIN + 240 * (index % 3), bottom + 10 + 20 * (index // 3)
-        drawn.append(_path([(x, y - 4), (x + 24, y - 4)], colours[name], dashed=name in dashed))
+    for index, (name, line) in enumerate(named.items()):
+        x, y = MARGIN + 240 * (index % COLUMNS), bottom + 10 + 20 * (index // COLUMNS)
+        drawn.append(_path([(x, y - 4), (x + 24, y - 4)], colours[name], dashed=line.dashed))
         drawn.append(_words(x + 30, y, 12, "start", name))
-    size = f'viewBox="0 0 {width} {bottom + 20 * _legend_rows(names)}" width="{width}"'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(label)}">{"".join(drawn)}</svg>\n',
@@ -88,14 +105,11 @@ def draw(panels: Sequence[Panel], path: Path, label: str) -> None:
     )
 
 
-def _legend_rows(names: Sequence[str]) -> int:
-    return math.ceil(len(names) / 3) + 1
-
-
 def _panel(panel: Panel, left: float, colours: dict[str, str]) -> list[str]:
     """Axes from the smallest to the largest value, a twentieth of the range added above and below."""
     xs = [x for line in panel.lines for x in line.x]
-    ys = [y for line in panel.lines for y in (*line.y, *line.low, *line.high)]
+    ys = [y for line in panel.lines for _, y in line.points]
+    ys += [end for line in panel.lines for _, *ends in line.bars for end in ends]
     ys += [] if panel.level is None else [panel.level]
     x_low, x_high = min(xs), max(xs)
     margin = 0.05 * (max(ys) - min(ys) or 1.0)
@@ -122,11 +136,9 @@ def _panel(panel: Panel, left: float, colours: dict[str, str]) -> list[str]:
         drawn.append(_words(left + 6, y - 5, 11, "start", panel.level_name))
     for line in panel.lines:
         colour = colours[line.name]
-        points = [at(x, y) for x, y in zip(line.x, line.y, strict=True)]
-        for (x, _), low, high in zip(points, line.low, line.high, strict=False):
-            ends = [(x, at(x_low, end)[1]) for end in (low, high)]
-            drawn.append(_path(ends, colour, thickness=1))
-        drawn.append(_path(points, colour, dashed=line.dashed))
+        points = [at(x, y) for x, y in line.points]
+        drawn += [_path([at(x, low), at(x, high)], colour, thickness=1) for x, low, high in line.bars]
+        drawn += [_path(points, colour, dashed=line.dashed)] if len(points) > 1 else []
         drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
     return drawn
 

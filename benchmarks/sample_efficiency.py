@@ -13,6 +13,7 @@ Each split is kept in a file under `--work` when it is done: started again, the 
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,9 @@ def measure_split(study: Study, number: int, folder: Path) -> pd.DataFrame:
             started = time.process_time()
             predicted = study.predictions(variant, train[:size], test, study.seed + number)
             found = report(predicted, study.table.accuracies()[test])
+            found = {
+                name: 0.0 if math.isnan(value) else value for name, value in found.items()
+            }  # equal ones rank nothing
             seconds = round(time.process_time() - started, 3)
             lines.append(
                 {"split": number, "variant": name, "key": variant.key, "labels": size, **found, "cpu_seconds": seconds}
@@ -269,7 +273,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Error and rank correlation against labels."""
     shown = ["default", "default" + WITHOUT, "thesis", "thesis" + WITHOUT, "boosted trees"]
     panels = []
-    for metric, title in (("mse", "mean squared error, points²"), ("kendall_tau", "Kendall's tau")):
+    for metric, title in (("mse", "mean squared error, squared percentage points"), ("kendall_tau", "Kendall's tau")):
         lines = []
         for variant in shown:
             here = [row for row in rows if row["variant"] == variant]
@@ -278,6 +282,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                     name=variant, x=[row["labels"] for row in here], y=[row[metric] for row in here],
                     low=[row[metric] - row[f"{metric}_se"] for row in here],
                     high=[row[metric] + row[f"{metric}_se"] for row in here], dashed=variant.endswith(WITHOUT),
+                    group=variant.removesuffix(WITHOUT),
                 )
             )  # fmt: skip
         panels.append(Panel(title=title, x_label="trained candidates", lines=lines))

@@ -333,9 +333,17 @@ def test_a_chart_is_well_formed(tmp_path: Path) -> None:
 
     line = Line(name="a < b", x=[1, 2, 4], y=[0.5, 0.7, 0.9], low=[0.4, 0.6, 0.8], high=[0.6, 0.8, 1.0], dashed=True)
     level = Panel(title="one", x_label="epochs", lines=[line], level=0.92, level_name="0.92")
-    draw([level, Panel(title="two", x_label="labels", lines=[line])], tmp_path / "new" / "chart.svg", "what it shows")
+    missing = Line(
+        name="b", group="a < b", x=[1, 2, 4], y=[0.3, float("nan"), 0.3], low=[0.1, float("nan"), 0.1], high=[1] * 3
+    )
+    other = Panel(title="two", x_label="labels", lines=[missing])
+    draw([level, other], tmp_path / "new" / "chart.svg", "what it shows")
+    assert "nan" not in (tmp_path / "new" / "chart.svg").read_text()
     root = ElementTree.parse(tmp_path / "new" / "chart.svg").getroot()
     tags = [element.tag.rsplit("}")[-1] for element in root]
-    assert tags.count("circle") == 6 and "a < b" in [element.text for element in root]
+    assert tags.count("circle") == 5 and "a < b" in [element.text for element in root]
     heights = [float(element.attrib["cy"]) for element in root if element.tag.endswith("circle")][:3]
     assert heights == sorted(heights, reverse=True), "higher values stand higher"
+    assert len({element.attrib["fill"] for element in root if element.tag.endswith("circle")}) == 1, (
+        "one group, one colour"
+    )
