@@ -119,13 +119,15 @@ class Candidates:
         fresh = np.flatnonzero(new)
         self.memory.put_violations(places[fresh], self.violation(rows.take(fresh, axis=0)))
         scores, violations = self.memory.get(places)
-        self._fill(rows, places, np.flatnonzero(new & (violations <= slack)))
-        scores, _ = self.memory.get(places)
-        # What was measured before, under a smaller slack, may be in the batch several times.
+        self._fill(rows, places, scores, fresh[violations[fresh] <= slack])
+        # A row that is twice in the batch, or was measured before under a smaller slack.
         again = np.flatnonzero(np.isnan(scores) & (violations <= slack))
+        if len(again):
+            scores[again], _ = self.memory.get(places[again])
+            again = again[np.isnan(scores[again])]
         if len(again) and not self.exhausted:
-            self._fill(rows, places, again[np.unique(places[again], return_index=True)[1]])
-            scores, _ = self.memory.get(places)
+            self._fill(rows, places, scores, again[np.unique(places[again], return_index=True)[1]])
+            scores[again], _ = self.memory.get(places[again])
         return np.where(np.isnan(scores), -np.inf, scores), self._with_distance(rows, violations), keys
 
     def _with_distance(self, rows: Rows, violations: Scores) -> Scores:
@@ -135,11 +137,12 @@ class Candidates:
             violations = np.where(close, np.inf, violations)
         return violations
 
-    def _fill(self, rows: Rows, places: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> None:
-        """Score the rows ``chosen``, as many as may be."""
+    def _fill(self, rows: Rows, places: npt.NDArray[np.int64], scores: Scores, chosen: npt.NDArray[np.int64]) -> None:
+        """Score the rows ``chosen``, as many as may be; ``scores`` and the memory take them."""
         chosen = chosen[: max(0, self.max_evaluations - self.evaluations)]
         if len(chosen):
-            self.memory.put_scores(places[chosen], self._scores(rows.take(chosen, axis=0)))
+            scores[chosen] = self._scores(rows.take(chosen, axis=0))
+            self.memory.put_scores(places[chosen], scores[chosen])
 
     def _scores(self, rows: Rows) -> Scores:
         """Scores `(n,)`.

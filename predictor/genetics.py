@@ -38,7 +38,8 @@ def adaptive_probability(
     width = np.asarray(best - average, dtype=np.float64)
     flat = width <= 0
     quotient = np.where(flat, 1.0, (best - fitness) / np.where(flat, 1.0, width))
-    return np.where((fitness >= average) | flat, above * np.clip(quotient, 0.0, 1.0), below)
+    falling = above * np.minimum(np.maximum(quotient, 0.0), 1.0)
+    return np.where((fitness >= average) | flat, falling, below)
 
 
 def crossover(first: Options, second: Options, probability: Scores, rng: np.random.Generator) -> Options:
@@ -53,10 +54,14 @@ def crossover(first: Options, second: Options, probability: Scores, rng: np.rand
     Returns:
         `(n, d)`, a new array.
     """
-    mixed = rng.random(len(first)) < probability
+    mixed = (rng.random(len(first)) < probability).view(np.uint8)
     bits = np.frombuffer(rng.bytes(-(-first.size // 8)), dtype=np.uint8)
-    from_second = np.unpackbits(bits, count=first.size).reshape(first.shape) & mixed[:, None]
-    return first ^ ((first ^ second) * from_second)  # a third of np.where's time
+    from_second = np.unpackbits(bits, count=first.size).reshape(first.shape)
+    from_second &= mixed[:, None]
+    child = first ^ second
+    child *= from_second
+    child ^= first  # a third of np.where's time
+    return child
 
 
 class Mutation:
@@ -70,7 +75,7 @@ class Mutation:
     def __init__(self, variables: VariableSet, free: npt.NDArray[np.bool_]) -> None:
         self.counts = variables.option_counts
         ordered = [isinstance(variable, Range) and len(variable.options) > 2 for variable in variables.variables]
-        self.ordered = np.array(ordered, dtype=np.bool_)
+        self.draws_end = np.where(ordered, 2.0, 1.0)
         self.columns = np.flatnonzero(free & (self.counts > 1))
 
     def __call__(self, rows: Options, probability: Scores, rng: np.random.Generator, *, at_least_one: bool) -> Options:
@@ -86,19 +91,20 @@ class Mutation:
             `(n, d)`, a new array.
         """
         mutated = np.array(rows, order="C")
-        k = len(self.columns)
+        d, k = len(self.counts), len(self.columns)
         if not k:
             return mutated
         # 16-bit draws are faster than floats; a probability is off by less than 2^-16.
         draws = rng.integers(0, 1 << 16, size=(len(rows), k), dtype=np.uint16)
         threshold = np.minimum(np.ceil(probability * (1 << 16)), (1 << 16) - 1).astype(np.uint16)
-        hit = np.flatnonzero(draws < threshold[:, None])
+        place = np.flatnonzero(draws < threshold[:, None])  # among the columns that may change
         if at_least_one:
-            alone = np.flatnonzero(np.bincount(hit // k, minlength=len(rows)) == 0)
-            hit = np.concatenate([hit, alone * k + rng.integers(0, k, size=len(alone))])
-        row, position = np.divmod(hit, k)
-        column = self.columns[position]
-        flat, place = mutated.reshape(-1), row * rows.shape[1] + column
+            alone = np.flatnonzero(np.bincount(place // k, minlength=len(rows)) == 0)
+            place = np.concatenate([place, alone * k + rng.integers(0, k, size=len(alone))])
+        column = self.columns[place % k]
+        if k < d:
+            place = place // k * d + column
+        flat = mutated.reshape(-1)
         flat[place] = self.another(flat[place].astype(np.int64), column, rng)
         return mutated
 
@@ -109,9 +115,13 @@ class Mutation:
 
         Half of the changes of an ordered variable go one step up or down, all others to any other option alike.
         """
-        count, last = self.counts[column], self.counts[column] - 1
-        draw = rng.random(len(option)) * np.where(self.ordered[column], 2.0, 1.0)  # from 1 on: a step
-        other = ((draw - np.floor(draw)) * last).astype(np.int64)
+        last = self.counts[column] - 1
+        draw = rng.random(len(option)) * self.draws_end[column]
+        steps = np.flatnonzero(draw >= 1.0)
+        draw[steps] -= 1.0
+        other = (draw * last).astype(np.int64)
         other += other >= option
-        stepped = np.where((draw < 1.5) & (option > 0) | (option == last), option - 1, option + 1)
-        return np.where((draw >= 1.0) & (count > 1), stepped, other)
+        here = option[steps]
+        down = (draw[steps] < 0.5) & (here > 0) | (here == last[steps])
+        other[steps] = np.where(down, here - 1, here + 1)
+        return other

@@ -142,9 +142,9 @@ def breed(
         config: settings.
         rng: of the draws.
     """
-    best, average = np.broadcast_to(best, fitness.shape), np.broadcast_to(average, fitness.shape)
     fitter = np.maximum(fitness[parent], fitness[mate])
-    crossing = adaptive_probability(fitter, best[parent], average[parent], config.k1, config.k3)
+    pair_best, pair_average = (v[parent] if isinstance(v, np.ndarray) else v for v in (best, average))
+    crossing = adaptive_probability(fitter, pair_best, pair_average, config.k1, config.k3)
     mutating = adaptive_probability(fitness, best, average, config.k2, config.k4)
     if config.changes is not None:
         changes = mutating * (config.changes / max(config.k2, config.k4, 1e-12))
@@ -196,5 +196,9 @@ def _best_of_each(population: Population, index: npt.NDArray[np.int64], n: int) 
 
 def _first_of_each(keys: Keys, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """``order`` `(m,)` without rows whose key came before."""
-    _, first = np.unique(keys[order], return_index=True)
-    return order[np.sort(first)]
+    own = keys[order]
+    by_key = own.argsort(kind="stable")
+    own = own[by_key]
+    repeated = np.zeros(len(order), dtype=np.bool_)
+    repeated[by_key[1:]] = own[1:] == own[:-1]
+    return order[~repeated]
