@@ -9,14 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import benchmarks.early_stopping
 import benchmarks.trainings
 from benchmarks.charts import Line, Panel, draw, ticks
 from benchmarks.collected_table import facts, table, without_places
 from benchmarks.early_stopping import rows_of, saved_percent
-from benchmarks.recipe_swap import matrix
+from benchmarks.query_validation import contenders
+from benchmarks.query_validation import lines_of as query_lines
+from benchmarks.recipe_swap import matrix, networks_of_table, predictions
+from benchmarks.recipe_swap import trainings_of as swapped
 from benchmarks.sample_efficiency import WITHOUT, gains, labels_needed, summary, variants
 from benchmarks.seed_noise import chosen_candidates, noise, rank_agreement, spread_over
 from benchmarks.trainings import Run, difference, over_seeds, read_run, train_all
+from predictor.config import PredictorConfig
+from predictor.fit import fit
 from predictor.parallel import Resources
 from predictor.table import read_curves
 from predictor.trials import Trials
@@ -35,8 +41,9 @@ CONFIG: dict[str, Any] = {
 def collected(path: Path, *, waiting: int = 0) -> Path:
     """A run folder of two rounds of 24; the first has curves of six epochs, the second of four; the last candidates wait."""
     space, rng = load_joint("digits-joint"), np.random.default_rng(0)
-    rows = np.unique(space.canonical(uniform_rows(space, 200, rng)), axis=0)
-    rows = rng.permutation(rows)[:48]
+    rows = np.unique(space.canonical(uniform_rows(space, 500, rng)), axis=0)
+    flops = space.statistics(rows, num_classes=10, in_channels=1)["flops"]
+    rows = rng.permutation(rows[(flops >= 1e5) & (flops <= 5e5)])[:48]
     counted = space.statistics(rows, num_classes=10, in_channels=1)
     order = np.concatenate([24 * half + np.argsort(counted["flops"][24 * half :][:24]) for half in (0, 1)])
     with RunFolder(path, CONFIG, seed=3, command=["nars", "--data-dir", "/data/of mine", "--out", "/home/me/run"]):
@@ -208,7 +215,8 @@ def test_variants_differ_and_the_thesis_is_as_printed() -> None:
     assert all(name.removesuffix(WITHOUT) in found for name in found)
 
 
-def test_the_early_stop_and_what_it_saves(tmp_path: Path) -> None:
+def test_the_early_stop_and_what_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.early_stopping, "SAMPLES", 50)
     run = read_run(collected(tmp_path / "run"))
     frame = table(run)
     frame.to_csv(tmp_path / "t.csv", index=False)
@@ -246,8 +254,8 @@ def test_over_seeds() -> None:
 class Inline:
     """Takes the place of Ray: does jobs one after the other, made up; can be interrupted, and can fail."""
 
-    def __init__(self, interrupt: int = 10**6, fails: Sequence[str] = ()) -> None:
-        self.interrupt, self.fails, self.trained = interrupt, fails, list[str]()
+    def __init__(self, interrupt: int = 10**6, fails: Sequence[str] = (), epochs: int = 2) -> None:
+        self.interrupt, self.fails, self.epochs, self.trained = interrupt, fails, epochs, list[str]()
 
     def __call__(
         self, jobs: Sequence[Mapping[str, Any]], work: Callable[..., Any], *, done: Any, failed: Any, **options: Any
@@ -260,7 +268,8 @@ class Inline:
                 continue
             self.trained.append(job["id"])
             json.dumps(job)
-            done(job, {"curve": [10.0, float(job["seed"])], "seconds": 1.5})
+            curve = [10.0 * epoch + job["seed"] - 10 for epoch in range(1, self.epochs + 1)]
+            done(job, {"curve": curve, "seconds": 1.5})
 
 
 def trainings_of(run: Run) -> list[Any]:
@@ -279,7 +288,7 @@ def test_killed_trainings_go_on_and_shared_ones_are_done_once(tmp_path: Path, mo
         except KeyboardInterrupt:
             continue
     assert tries[0].trained + tries[1].trained == [training.id for training in trainings] and tries[2].trained == []
-    assert [found[training.id]["curve"] for training in trainings] == [[10, 1], [10, 2], [10, 1], [10, 2]]
+    assert [found[training.id]["curve"] for training in trainings] == [[1, 11], [2, 12], [1, 11], [2, 12]]
 
 
 def test_failed_trainings_are_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +304,68 @@ def test_failed_trainings_are_told_and_tried_again(tmp_path: Path, monkeypatch: 
         else:
             assert len(train_all(trainings, tmp_path / "work", data_dir=None, resources=Resources())) == 4
         assert len(attempt.trained) == done
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a predictor, hardly trained."""
+    run = read_run(collected(tmp_path_factory.mktemp("predicted") / "run"))
+    config = PredictorConfig(members=2, epochs=5)
+    rows, labels = [trial.row for trial in run.done], [run.accuracy(trial) for trial in run.done]
+    fit(run.space, rows, labels, seed=0, config=config, num_classes=10, in_channels=1).save(run.path / "predictor.npz")
+    return run
+
+
+def test_answers_and_the_table_meet_in_the_same_budgets(
+    predicted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = [Limit(high=3e5), Limit(high=5e5, low=3e5)]
+    found = contenders(predicted, budgets, [4, 6])
+    assert [(entry.source, entry.budget) for entry in found] == [
+        (source, budget) for budget in budgets for source in ("query", "table")
+    ]
+    for entry in found:
+        counted = predicted.space.statistics([entry.row], num_classes=10, in_channels=1)["flops"]
+        assert entry.flops == counted[0] and max(entry.budget.low, 1e5) <= counted[0] <= entry.budget.high
+        assert [training.seed for training in entry.trainings] == [4, 6] and entry.trainings[0].recipe.epochs == 6
+    known = {trial.row for trial in predicted.done}
+    assert (
+        found[1].row in known
+        and found[3].row in known
+        and found[1].known == predicted.accuracy(predicted.best(budgets[0])[0])
+    )
+    monkeypatch.setattr(benchmarks.trainings, "run_jobs", Inline(epochs=6))
+    trainings = [training for entry in found for training in entry.trainings]
+    results = train_all(trainings, tmp_path / "work", data_dir=None, resources=Resources())
+    lines = query_lines(predicted, found, results)
+    for line, entry in zip(lines, found, strict=True):
+        assert line["predicted"] == pytest.approx(predicted.predictor.predict([entry.row])[0])
+        assert (line["epochs"], line["measured"], line["whole_epochs"], line["measured_whole"]) == (4, 35.0, 6, 55.0)
+        assert line["measured_minus_predicted"] == pytest.approx(35 - line["predicted"]) and line["cpu_seconds"] == 3
+        assert line["whole_minus_table"] == (0 if entry.source == "query" else None)
+
+
+def test_every_network_is_trained_with_every_recipe(predicted: Run) -> None:
+    ids = [predicted.done[3].id, predicted.done[30].id]
+    networks = networks_of_table(predicted, ids)
+    columns = predicted.space.architecture_columns
+    for network, id in zip(networks, ids, strict=True):
+        (trial,) = (trial for trial in predicted.done if trial.id == id)
+        assert network.row[:columns].tolist() == list(trial.row[:columns]) and network.flops == predicted.flops[id]
+        assert predicted.predictor.predict([network.row])[0] >= predicted.predictor.predict([trial.row])[0] - 1e-9
+    trainings = swapped(predicted, networks, [1, 2])
+    names = [network.name for network in networks]
+    assert list(trainings) == [(a, b) for a in names for b in (*names, "base")]
+    for (network, recipe), several in trainings.items():
+        assert [training.seed for training in several] == [1, 2]
+        own = next(each for each in networks if each.name == network)
+        assert several[0].architecture == predicted.space.decode(own.row)[0]
+        wanted = next((each.recipe for each in networks if each.name == recipe), predicted.space.recipe.base)
+        assert several[0].recipe == wanted.with_epochs(6)
+    found = predictions(predicted, networks)
+    assert found[names[0], names[0]] >= found[names[0], names[1]] and len(found) == 4
+    with pytest.raises(UserError, match="has no trained candidate 5"):
+        networks_of_table(predicted, [5])
 
 
 def test_a_training_is_called_after_what_decides_it(tmp_path: Path) -> None:
