@@ -11,17 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from predictor.config import PredictorConfig, load_preset
-from predictor.features import STATISTICS, as_joint
+from predictor.features import STATISTICS, Values, as_joint
 from predictor.pool import POOL_SIZE, first_of_each
 from predictor.predictor import Predictor
 from predictor.table import Table, read_table
 from recipes.loading import load_variables
-from recipes.space import JointSpace
+from recipes.space import JointSpace, RecipeSpace
 from search_spaces.cost import check_image_and_classes
 from search_spaces.limits import Limit, format_quantity
 from search_spaces.sampling import uniform_rows
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require
+from search_spaces.space import SearchSpace
 from search_spaces.variables import VariableSet
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 REPORTED = 10  # candidates that a held-out comparison needs
 LARGEST = 1e15  # of a score
-FINEST = 1e-5  # standard deviation of the scores, absolute and of the largest one: they are learnt in float32
+FINEST = 1e-5  # standard deviation of the scores as a share of the largest: they are learnt in float32
+TYPICAL = 3.0  # percentage points: standard deviation of accuracies that the presets' delta and rates are meant for
 SAMPLE = 1 << 16  # rows that tell how many networks a range holds
 FEW = 1000  # networks in a range that are worth being pretrained on alone
 LEAST = 10  # networks to pretrain on
@@ -69,7 +71,7 @@ def fit_predictor(
     num_classes: int | None = None,
     in_channels: int = 3,
     share: float = 0.2,
-    preset: str | PredictorConfig = "default",
+    preset: str | PredictorConfig | None = None,
     seed: int = 0,
     flops: Limit | None = None,
     pool: int = POOL_SIZE,
@@ -89,7 +91,8 @@ def fit_predictor(
             encoder is pretrained on them. Needed where the space has networks, unless the table has columns of them.
         in_channels: of the images.
         share: of the candidates that is held out for the report.
-        preset: of the predictor, see `predictor.config`.
+        preset: of the predictor, see `predictor.config`; default ``"table"`` for bare variables, else ``"default"``. For bare
+            variables Huber's delta of a preset by name is in thirds of the scores' standard deviation.
         seed: of everything random.
         flops: range of the networks to pretrain on; default that of the table, or all where it holds too few.
         pool: how many of them, at most.
@@ -101,7 +104,7 @@ def fit_predictor(
     Raises:
         UserError: anything wrong with the input, in one line.
     """
-    variables, settings = load_variables(space), load_preset(preset)
+    variables = load_variables(space)
     target = None if out is None else _checked_out(Path(out))
     require(seed >= 0, f"seed must be >= 0, got {seed}")
     require(0 < share < 1, f"share must be in (0, 1), got {share}")
@@ -111,15 +114,33 @@ def fit_predictor(
     found = read if columns else replace(read, statistics={})
     _check_scores(found, score)
     _check_counting(variables, found, num_classes, in_channels, flops)
-    task = _Task(variables, found, settings, num_classes, in_channels, seed, log)
+    unit = _unit(found.scores)
+    settings, scaled = _settings(preset, variables, unit), replace(found, scores=found.scores / unit)
+    task = _Task(variables, scaled, settings, num_classes, in_channels, seed, log)
     held_out = _held_out(len(found), share)
     pretrained = None if num_classes is None else task.pretrained(flops, num_classes, pool)
-    report = task.report(share, held_out, pretrained) if held_out else {}
+    report = _in_unit(task.report(share, held_out, pretrained), unit) if held_out else {}
     predictor = task.fitted(pretrained, command)
-    predictor.facts = replace(predictor.facts, metrics={**predictor.facts.metrics, **_metrics(report)})
+    predictor.target = (predictor.target[0] * unit, predictor.target[1] * unit)
+    metrics = {**predictor.facts.metrics, "train_mse": predictor.facts.metrics["train_mse"] * unit**2}
+    predictor.facts = replace(predictor.facts, metrics=metrics | _metrics(report))
     if target is not None:
         predictor.save(target)
     return FittedPredictor(predictor=predictor, report=report, candidates=len(found), held_out=held_out)
+
+
+def _unit(scores: Values) -> float:
+    """What scores are divided by before they are learnt, so that the unit they come in does not matter."""
+    deviation = float(scores.std())
+    return deviation / TYPICAL if deviation > 0 else 1.0
+
+
+def _settings(preset: str | PredictorConfig | None, variables: VariableSet, unit: float) -> PredictorConfig:
+    """The preset that suits the space, with Huber's delta in units: of a bare table's scores nobody knows what a point is."""
+    bare = not isinstance(variables, (SearchSpace, JointSpace, RecipeSpace))
+    settings = load_preset(("table" if bare else "default") if preset is None else preset)
+    relative = bare and not isinstance(preset, PredictorConfig)
+    return settings if relative else settings.replace(huber_delta=settings.huber_delta / unit)
 
 
 def _checked_out(path: Path) -> Path:
@@ -142,11 +163,10 @@ def _check_scores(table: Table, score: str) -> None:
     """Refuse scores that float32 cannot tell apart; constant ones are allowed."""
     largest, spread = float(np.abs(table.scores).max()), float(table.scores.std())
     require(largest <= LARGEST, f"scores must be at most {LARGEST:g}, got {largest:g} in column {score!r}")
-    constant = spread <= 1e-12 * largest
     require(
-        constant or (spread >= FINEST and spread >= FINEST * largest),
-        f"scores must vary by {FINEST:g} and by {FINEST:g} of their size, or not at all; column {score!r} has a standard"
-        f" deviation of {spread:.3g} at {largest:.3g}: use another unit or subtract a constant",
+        spread <= 1e-12 * largest or spread >= FINEST * largest,
+        f"scores must vary by {FINEST:g} of their size, or not at all; column {score!r} has a standard deviation of"
+        f" {spread:.3g} at {largest:.3g}: subtract a constant",
     )
 
 
@@ -232,6 +252,11 @@ def _sampled_flops(joint: JointSpace, seed: int, *, num_classes: int, in_channel
     rows = uniform_rows(networks, SAMPLE, numpy_rng(seed, "fit_predictor/sample"))
     distinct = first_of_each(networks.canonical(rows))
     return networks.statistics(distinct, num_classes=num_classes, in_channels=in_channels)["flops"]
+
+
+def _in_unit(report: Report, unit: float) -> Report:
+    """The report of scores that were divided by ``unit``."""
+    return {who: {**values, "mse": values["mse"] * unit**2} for who, values in report.items()}
 
 
 def _metrics(report: Report) -> dict[str, float]:

@@ -34,7 +34,9 @@ def fit_command(
     columns: Annotated[
         bool, typer.Option(help="read the table's flops and params where the space has no networks to count")
     ] = True,
-    preset: Annotated[str, typer.Option("--preset", help="default or thesis")] = "default",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="default, thesis or table; default table for bare variables")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Fit a predictor to a table; tell how well it ranks candidates that it has not seen."""
