@@ -111,8 +111,9 @@ def children(
     n = len(population.rows)
     parent = np.repeat(np.arange(n), -(-config.population * config.children // n))
     mate = rng.integers(0, n, size=len(parent))
-    known = np.isfinite(population.scores)
-    fitness = np.where(known, population.scores, population.scores[known].min() if known.any() else 0.0)
+    fitness, known = population.scores, np.isfinite(population.scores)
+    if not known.all():
+        fitness = np.where(known, fitness, fitness[known].min() if known.any() else 0.0)
     return breed(
         candidates, population.rows, fitness, float(fitness.max()), float(fitness.mean()), parent, mate, config, rng
     ), parent

@@ -13,6 +13,8 @@ Values = npt.NDArray[np.float64]
 
 # An entry's numbers lie side by side, so that one access to main memory brings them all.
 KEY, OWNER, SCORE, VIOLATION = range(4)
+# A table grows sixteenfold up to 2^20 entries (32 MiB, room for a usual search), then fourfold.
+USUAL_BITS = 20
 
 
 class RowMemory:
@@ -25,10 +27,10 @@ class RowMemory:
     Args:
         columns: variables of a row.
         rng: of the key function.
-        capacity: rows that fit before the table first grows, fourfold, which it does by itself.
+        capacity: rows that fit before the table first grows, which it does by itself.
     """
 
-    def __init__(self, columns: int, rng: np.random.Generator, capacity: int = 1 << 17) -> None:
+    def __init__(self, columns: int, rng: np.random.Generator, capacity: int = 1 << 15) -> None:
         self._weights = rng.integers(0, 1 << 64, size=columns, dtype=np.uint64)
         self._bits = max(4, (2 * capacity - 1).bit_length())
         self._clear()
@@ -78,7 +80,7 @@ class RowMemory:
     def _grow(self, wanted: int) -> None:
         known = self._entries[np.flatnonzero(self._keys)]
         while 2 * wanted > 1 << self._bits:
-            self._bits += 2
+            self._bits = min(self._bits + 4, USUAL_BITS) if self._bits < USUAL_BITS else self._bits + 2
         self._clear()
         places, _ = self.add(known[:, KEY].copy())
         self._scores[places] = known[:, SCORE].view(np.float64)
