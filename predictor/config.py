@@ -113,8 +113,8 @@ class PredictorConfig:
 # labels on. Dropout and the slower encoder keep it from learning a table by heart through the many features of networks:
 # on made-up accuracies that depend mostly on FLOPs and the recipe, Kendall's tau at 240 labels rose from 0.5 to above 0.85.
 # "table": bare variables have few features and nothing else is known of them; there dropout and the slower encoder only hide
-# what is to be learnt. Held-out tau, "default" and this: 0.66 and 0.71 on 200 support vector machines (docs/predictor.md), 0.62
-# and 0.92 on 80 noiseless scores of five variables, within 0.02 of each other on most other made-up tables.
+# what is to be learnt. Mean held-out tau, "default" and this: 0.65 and 0.71 on 200 support vector machines (docs/predictor.md),
+# 0.62 and 0.92 on 80 noiseless scores of five variables; at most 0.03 lower on other made-up tables, where scores are noisy.
 PRESETS: Mapping[str, PredictorConfig] = MappingProxyType(
     {
         "default": PredictorConfig(),
