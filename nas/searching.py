@@ -1,6 +1,7 @@
 """``nas.search``: from a space, a data set and a budget to an Architecture in a run folder."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from nas.loading import load_space
 from recipes.datasets import Dataset, load_dataset
+from recipes.distributed import own_device, process_group, ranks
 from recipes.run_folder import RunFolder
 from recipes.trainer import checked_device
 from search_spaces.limits import Limit, format_quantity, parse_limits
@@ -82,6 +84,9 @@ def search(
 ) -> SearchResult:
     """Search a space for the best network inside one budget (DMaskingNAS).
 
+    Under `torchrun` the processes search together (`recipes.distributed`): each calls this with the same arguments, process 0
+    writes, all return the same.
+
     Args:
         space: name, YAML file, ``module:function``, or a SearchSpace.
         data: name of a data set, or a Dataset.
@@ -105,25 +110,9 @@ def search(
     require(config is None or not changes, f"give config or single settings, not both: {', '.join(changes)}")
     config = config or preset(dataset.name, **changes)
     budget.witness(SpaceTables(space, num_classes=dataset.num_classes, in_channels=dataset.in_channels))
-    chosen = checked_device(device)
-
-    def run_search(run: RunFolder | None) -> SearchResult:
-        return search_supergraph(
-            space,
-            dataset.train,
-            budget,
-            config,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            run=run,
-            callbacks=callbacks,
-            device=chosen,
-            resume=resume,
-        )
-
-    if out is None:
-        require(not resume, "resume needs a run folder")
-        return run_search(None)
+    place = ranks()
+    chosen = own_device(checked_device(device), place)
+    require(not resume or out is not None, "resume needs a run folder")
     recorded = {
         "kind": "search",
         "space": describe_space(space),
@@ -133,8 +122,22 @@ def search(
         "device": device,
         "threads": torch.get_num_threads(),
     }
-    with RunFolder(out, recorded, seed=config.seed, command=command, resume=resume) as run:
-        return run_search(run)
+    folder: RunFolder | nullcontext[None] = nullcontext()
+    if out is not None and place.main:
+        folder = RunFolder(out, recorded, seed=config.seed, command=command, resume=resume)
+    with folder as run, process_group(chosen, place):
+        return search_supergraph(
+            space,
+            dataset.train,
+            budget,
+            config,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            run=run,
+            callbacks=callbacks if place.main else [],
+            device=chosen,
+            resume=resume,
+        )
 
 
 def _single(budgets: list[Budget]) -> list[Budget]:

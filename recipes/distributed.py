@@ -115,12 +115,48 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
 
 
 def share_gradients(model: nn.Module, place: Ranks) -> nn.Module:
-    """The model, whose gradients become the mean over all processes as backward computes them; its buffers stay its own."""
+    """The model, whose gradients become the mean over all processes as backward computes them; its buffers stay its own.
+
+    Every parameter that requires a gradient now must get one in every step.
+    """
     if place.world == 1:
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than torch 2.9
         return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def require_equal(module: nn.Module, place: Ranks, when: str) -> None:
+    """Refuse to go on where the parameters of the processes differ in any bit.
+
+    Two sums over the bits of every parameter are compared, which takes next to no time.
+
+    Args:
+        module: of this process.
+        place: which process this is.
+        when: for the message, such as ``epoch 3``.
+
+    Raises:
+        SharedError: they differ.
+    """
+    if place.world == 1:
+        return
+    sums = []
+    for parameter in module.parameters():
+        flat = parameter.detach().clone(memory_format=torch.contiguous_format).flatten()
+        bits = flat.view(torch.int32).to(torch.int64)
+        places = torch.arange(1, len(bits) + 1, device=bits.device) % 65_521
+        sums.append(torch.stack([bits.sum(), (bits * places).sum()]))
+    low = torch.cat(sums)
+    high = low.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    differing = (low != high).view(-1, 2).any(1).tolist()
+    names = [name for (name, _), differs in zip(module.named_parameters(), differing, strict=True) if differs]
+    if names:
+        raise SharedError(
+            f"the {place.world} processes no longer have the same weights at {when}: {', '.join(names[:3])}"
+        )
 
 
 def mean_over_ranks(value: Tensor, place: Ranks) -> Tensor:
@@ -138,6 +174,28 @@ def sum_over_ranks(values: Tensor, place: Ranks) -> Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Every process gets the sum; a gradient of it is that of all processes' losses."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def differentiable_sum(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, the same on each, through which gradients go to all of them."""
+    summed: Tensor = _SumOverRanks.apply(values)
+    return summed
 
 
 def average_buffers(module: nn.Module, place: Ranks) -> None:

@@ -15,8 +15,8 @@ class SearchConfig:
     """How a supergraph is searched. Defaults are those of the thesis, section 3.4, where it states them."""
 
     epochs: int = 90  # thesis 3.4
-    batch_size: int = 256  # images a step of the weights
-    alpha_batch_size: int = 256  # images a step of alpha
+    batch_size: int = 256  # images a step of the weights, on one machine (thesis 4.6); its processes share them
+    alpha_batch_size: int = 256  # images a step of alpha, likewise
     lr: float = (
         0.1  # of the weights (SGD), half a cosine to zero (FBNet's training settings, which the thesis takes over)
     )
@@ -36,6 +36,8 @@ class SearchConfig:
     commit_resolution: float = 0.6  # progress at which the resolution is decided; 1: at the end, with the rest
     land: float = 0.85  # from this progress on, alpha rests while the argmax network is inside the budget
     mask_position: MaskPosition = "affine"
+    noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
+    sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True
     images: int | None = None  # training images to search on, balanced over classes; None: all

@@ -10,7 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.distributed import differentiable_sum
+
 MaskPosition = Literal["affine", "output"]
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """Marks a batch norm whose statistics are those of all processes' images; `normalise` does it, on any device."""
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Turn all batch norms inside into synchronised ones, in place; their parameters and buffers stay the same objects."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SynchronisedBatchNorm
 
 
 def width_table(channels: Tensor) -> Tensor:
@@ -49,19 +62,43 @@ def masked_norm(x: Tensor, norm: nn.BatchNorm2d, mask: Tensor) -> Tensor:
     Returns:
         `(B, C, H, W)`.
     """
+    return normalise(x, norm, norm.weight * mask, norm.bias * mask)
+
+
+def normalise(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
+    """Batch norm of x `(B, C, H, W)` with the statistics of ``norm`` and the affine vectors `(C,)` given."""
     assert norm.momentum is not None, "no cumulative averages here"
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
+    if norm.training and isinstance(norm, SynchronisedBatchNorm):
+        return synchronised_norm(x, norm, weight, bias)
     return F.batch_norm(
         x,
         norm.running_mean,
         norm.running_var,
-        norm.weight * mask,
-        norm.bias * mask,
+        weight,
+        bias,
         training=norm.training,
         momentum=norm.momentum,
         eps=norm.eps,
     )
+
+
+def synchronised_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
+    """`normalise` with mean and variance over the images of all processes, on any device.
+
+    Mean and variance are two sums over all processes; gradients go through them, as if one process had all images.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    count = differentiable_sum(torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device))
+    mean = differentiable_sum(x.sum((0, 2, 3))) / count
+    centred = x - mean[:, None, None]
+    var = differentiable_sum((centred**2).sum((0, 2, 3))) / count
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
+        norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), norm.momentum)
+    scale = weight * torch.rsqrt(var + norm.eps)
+    return centred * scale[:, None, None] + bias[:, None, None]
 
 
 def masked_norm_activation(
@@ -75,4 +112,4 @@ def masked_norm_activation(
     """
     if position == "affine":
         return activation(masked_norm(x, norm, mask))  # type: ignore[no-any-return]
-    return activation(norm(x)) * mask[:, None, None]  # type: ignore[no-any-return]
+    return activation(normalise(x, norm, norm.weight, norm.bias)) * mask[:, None, None]  # type: ignore[no-any-return]

@@ -16,6 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.distributed import (
+    SharedError,
+    average_buffers,
+    from_main,
+    joined,
+    mean_over_ranks,
+    require_equal,
+    share_gradients,
+    sum_over_ranks,
+)
 from recipes.run_folder import RunFolder
 from recipes.sources import Source, split_indices
 from search_spaces.architecture import Architecture
@@ -29,6 +39,7 @@ from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
 from supernets.config import SearchConfig
 from supernets.gumbel import gumbel_noise, temperature
+from supernets.masking import synchronise_norms
 from supernets.supergraph import Supergraph
 
 SCHEMA = 1  # of the checkpoint
@@ -102,7 +113,8 @@ def search(
         config: how to search.
         num_classes: classes of ``train``.
         in_channels: channels of its images.
-        run: folder that gets `metrics.csv`, `alpha.csv` and `checkpoint.pt` an epoch, and the result at the end.
+        run: folder that gets `metrics.csv`, `alpha.csv` and `checkpoint.pt` an epoch, and the result at the end; of process 0
+            only, where several processes (`recipes.distributed`) search together, each with the same other arguments.
         callbacks: called in order.
         device: where to compute.
         resume: continue from the run's checkpoint where there is one.
@@ -113,8 +125,7 @@ def search(
     searching = Searching(
         space, train, budget, config, num_classes=num_classes, in_channels=in_channels, device=torch.device(device)
     )
-    if run is not None:
-        searching.attach(run, resume=resume)
+    searching.attach(run, resume=resume)
     for epoch in range(searching.epochs_done, config.epochs):
         searching.epoch(epoch, run, callbacks)
     result = searching.result()
@@ -122,6 +133,12 @@ def search(
         result.architecture.save(run.architecture)
         write_json(run.path / RESULT, _result_json(result, budget))
     return result
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """The gradient that a backward pass has left."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _result_json(result: SearchResult, budget: Budget) -> dict[str, Any]:
@@ -148,20 +165,32 @@ class Searching:
         in_channels: int,
         device: torch.device,
     ) -> None:
+        place = joined()
         if config.images is not None and config.images < len(train):
             share = config.images / len(train)
             train = train.subset(split_indices(train.labels, share, numpy_rng(config.seed, "images"))[0])
         first, rest = split_indices(train.labels, config.weights_share, numpy_rng(config.seed, "split"))
         require(min(len(first), len(rest)) >= 2, f"a search needs at least 10 images, got {len(train)}")
         self.weights_source, self.alpha_source = train.subset(first), train.subset(rest)
-        self.space, self.budget, self.config, self.device = space, budget, config, device
+        self.space, self.budget, self.config, self.device, self.place = space, budget, config, device, place
+        needed = 2 * place.world  # a batch norm needs two images in each process
+        for name in ("batch_size", "alpha_batch_size"):
+            images = min(getattr(config, name) * place.nodes, len(rest if name == "alpha_batch_size" else first))
+            require(
+                images >= needed, f"{place.world} processes need {needed} images a step or more, {name} gives {images}"
+            )
         self.supergraph = Supergraph(
             space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position
         )
         self.witness = budget.witness(self.supergraph.tables)
         self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weights_steps = max(1, len(first) // config.batch_size)
-        self.alpha_steps = max(1, len(rest) // config.alpha_batch_size)
+        if config.sync_batch_norm and place.world > 1:
+            synchronise_norms(self.supergraph)
+        self.supergraph.run_all_blocks = place.world > 1  # DistributedDataParallel waits for every gradient
+        self.supergraph.alpha.requires_grad_(False)  # so that DistributedDataParallel leaves it alone
+        self.parallel = share_gradients(self.supergraph, place)
+        self.weights_steps = max(1, len(first) // (config.batch_size * place.nodes))
+        self.alpha_steps = max(1, len(rest) // (config.alpha_batch_size * place.nodes))
         self.weights_optimizer = self._weights_optimizer()
         total = self.alpha_steps * (config.epochs - config.warmup_epochs)
         self.alpha_lr = config.alpha_lr or min(0.2, max(0.005, 12 / total))
@@ -189,15 +218,17 @@ class Searching:
         return len(self.history)
 
     def epoch(self, epoch: int, run: RunFolder | None, callbacks: Sequence[SearchCallback]) -> None:
-        """One epoch: weights, then alpha (after the warm-up), then log and checkpoint."""
+        """One epoch: weights, then alpha (after the warm-up), then log and checkpoint; of process 0 only."""
         started, state, config = time.process_time(), self.state, self.config
         learns = epoch >= config.warmup_epochs
         state.epoch, state.steps = epoch, self.weights_steps + (self.alpha_steps if learns else 0)
         row: dict[str, float] = {"epoch": epoch}
         row |= self._phase("weights", callbacks)
         row |= self._phase("alpha", callbacks) if learns else {"alpha_loss": math.nan, "alpha_accuracy": math.nan}
+        average_buffers(self.supergraph, self.place)
         if not all(bool(tensor.isfinite().all()) for tensor in self.supergraph.state_dict().values()):
             self._diverged("weights are not finite")  # a checkpoint must not keep that
+        require_equal(self.supergraph, self.place, f"epoch {epoch}")
         row |= {"tau": state.tau, "cost_weight": self.current_lambda, **self._costs()}
         state.row = row | {"seconds": round(time.process_time() - started, 3)}
         self.history.append(state.row)
@@ -214,7 +245,7 @@ class Searching:
         """All steps of one phase of the present epoch; mean cross entropy and accuracy in percent."""
         config, state, weights_phase = self.config, self.state, phase == "weights"
         source = self.weights_source if weights_phase else self.alpha_source
-        batch_size = config.batch_size if weights_phase else config.alpha_batch_size
+        batch_size = (config.batch_size if weights_phase else config.alpha_batch_size) * self.place.nodes
         done = 0 if weights_phase else self.weights_steps
         batches = source.batches(
             batch_size,
@@ -222,14 +253,18 @@ class Searching:
             rng=numpy_rng(config.seed, f"{phase} batches", state.epoch),
             augment=config.augment,
             drop_last=len(source) >= batch_size,
+            part=(self.place.rank, self.place.world),
         )
         self._train_only(phase)
+        own = self.place.key() if config.noise_per_rank else ()
         losses, correct, seen = 0.0, 0, 0
         for index, (images, labels) in enumerate(batches):
             state.phase, state.step = phase, done + index
             progress = (state.epoch + state.step / state.steps) / config.epochs
             state.tau = temperature(progress, config.tau_start, config.tau_decay)
-            generator = torch.Generator().manual_seed(stream_seed(config.seed, f"{phase} noise", state.epoch, index))
+            generator = torch.Generator().manual_seed(
+                stream_seed(config.seed, f"{phase} noise", state.epoch, index, *own)
+            )
             noise = gumbel_noise(len(self.supergraph.alpha), generator).to(self.device)
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
@@ -240,6 +275,10 @@ class Searching:
             state.accuracy = 100 * correct / seen
             for callback in callbacks:
                 callback.on_step_end(state)
+        total = sum_over_ranks(
+            torch.tensor([losses, correct, seen], dtype=torch.float64, device=self.device), self.place
+        )
+        losses, correct, seen = total.tolist()
         return {f"{phase}_loss": losses / seen, f"{phase}_accuracy": 100 * correct / seen}
 
     def _train_only(self, phase: str) -> None:
@@ -249,17 +288,18 @@ class Searching:
             parameter.requires_grad_(phase == "weights")
         self.supergraph.alpha.requires_grad_(phase == "alpha")
 
-    def _cross_entropy(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(self, images: Tensor, labels: Tensor, noise: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Loss and logits of this process's images; ``model`` is the supergraph, or that which shares its gradients."""
         weights = self.supergraph.weights(self.state.tau, noise, committed=self.committed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"):
-            logits = self.supergraph(images, weights)
-        logits = logits.float()
+            logits = model(images, weights)
+        logits = logits.to(self.supergraph.alpha.dtype)
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing), logits.detach()
 
     def _weights_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> Tensor:
         for group in self.weights_optimizer.param_groups:
-            group["lr"] = self.config.lr * (1 + math.cos(math.pi * progress)) / 2
-        loss, logits = self._cross_entropy(images, labels, noise)
+            group["lr"] = self.config.lr * self.place.nodes * (1 + math.cos(math.pi * progress)) / 2
+        loss, logits = self._cross_entropy(images, labels, noise, self.parallel)
         self._check(loss)
         self.weights_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -276,11 +316,11 @@ class Searching:
         landing = progress >= self.config.land and self.config.adapt_cost_weight
         if landing and max(limit.low, LANDING * limit.high) <= derived <= limit.high:
             with torch.no_grad():
-                loss, logits = self._cross_entropy(images, labels, noise)
+                loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
             self._check(loss)
             return logits
         self.alpha_optimizer.param_groups[0]["lr"] = self.alpha_lr * (LANDING_RATE if landing else 1)
-        loss, logits = self._cross_entropy(images, labels, noise)
+        loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
         self._check(loss)
         expected = self.expected_cost()
         self.state.expected = float(expected.detach())
@@ -289,6 +329,7 @@ class Searching:
         self.current_lambda = self.cost_weight.update(measured, self.budget.target)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss + self.current_lambda * expected / limit.high)
+        self.supergraph.alpha.grad = mean_over_ranks(_gradient(self.supergraph.alpha), self.place)
         decided_logits = {name: self._logits(name).clone() for name in self.committed}
         self.alpha_optimizer.step()
         for name, kept in decided_logits.items():  # Adam's momentum would move them on without a gradient
@@ -330,13 +371,13 @@ class Searching:
         }
 
     def _check(self, loss: Tensor) -> None:
-        self.state.loss = float(loss.detach())
+        self.state.loss = float(mean_over_ranks(loss.detach(), self.place))  # not finite on one is so on all
         if not math.isfinite(self.state.loss):
             self._diverged(f"the loss is {self.state.loss}")
 
     def _diverged(self, what: str) -> NoReturn:
         state = self.state
-        raise UserError(
+        raise SharedError(
             f"{what} at epoch {state.epoch}, step {state.step} ({state.phase});"
             f" try a lower --lr than {self.config.lr:g}"
         )
@@ -364,12 +405,17 @@ class Searching:
             repaired=bool((row != argmax).any()),
         )
 
-    def attach(self, run: RunFolder, *, resume: bool) -> None:
+    def attach(self, run: RunFolder | None, *, resume: bool) -> None:
         """Restore the run's checkpoint where there is one, and bring its other files to the same epoch."""
-        if run.checkpoint.exists():
+        stored = None
+        if run is not None and run.checkpoint.exists():
             require(resume, f"{run.path} already holds a checkpoint; resume it or choose another folder")
-            self.restore(load_checkpoint(run.checkpoint), str(run.checkpoint))
-        run.truncate_metrics(self.epochs_done)
+            stored = load_checkpoint(run.checkpoint)
+        stored = from_main(stored, self.place)
+        if stored is not None:
+            self.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
+        if run is not None:
+            run.truncate_metrics(self.epochs_done)
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that resuming needs: plain values and tensors."""

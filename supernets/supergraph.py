@@ -38,6 +38,7 @@ class Supergraph(nn.Module):
 
     Attributes:
         alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
+        run_all_blocks: whether block types of weight exactly 0 are run too, when no gradient of the weights is wanted.
 
     Args:
         space: what can be chosen.
@@ -62,6 +63,7 @@ class Supergraph(nn.Module):
         self.tables = SpaceTables(space, num_classes=num_classes, in_channels=in_channels)
         self.option_counts = [int(count) for count in space.option_counts]
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
+        self.run_all_blocks = False
         self.cost = EffectiveCost(self.tables)
         self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
         with torch.random.fork_rng(devices=[]):
@@ -157,7 +159,7 @@ class Supergraph(nn.Module):
         same = same if slot.stride == 1 else torch.zeros_like(same)
         return LayerWeights(
             block=block * there,
-            active=_active(block),
+            active=tuple(range(len(block))) if self.run_all_blocks else _active(block),
             mid_mask=mid_mask,
             squeeze_mask=squeeze_mask,
             out_mask=out_mask,

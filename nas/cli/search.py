@@ -1,12 +1,13 @@
 """``nas search``."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nas.cli.options import Data, DataDir, Device, Flops, Params, Resume, Seed, Threads, set_threads
+from nas.cli.options import Data, DataDir, Device, Flops, Params, Resume, Seed, Threads, is_main_process, set_threads
 
 
 def search_command(
@@ -28,7 +29,7 @@ def search_command(
     threads: Threads = None,
     resume: Resume = False,
 ) -> None:
-    """Search a space for the best network inside a budget (DMaskingNAS, FBNetV2)."""
+    """Search a space for the best network inside a budget (DMaskingNAS, FBNetV2); under torchrun in several processes."""
     from nas.cli.progress import ProgressBar
     from nas.loading import load_space
     from nas.searching import budget_label, parse_budgets, run_folders, search
@@ -52,7 +53,7 @@ def search_command(
     folders = run_folders(out, f"{loaded.name}-{data}", budgets)
     for budget, folder in zip(budgets, folders, strict=True):
         label = budget_label(budget)
-        with ProgressBar(label, budget.quantity) as progress:
+        with ProgressBar(label, budget.quantity) if is_main_process() else nullcontext() as progress:
             result = search(
                 loaded,
                 dataset,
@@ -61,9 +62,11 @@ def search_command(
                 config=config,
                 device=device,
                 resume=resume,
-                callbacks=[progress],
+                callbacks=[] if progress is None else [progress],
                 command=sys.argv[1:],
             )
+        if not is_main_process():
+            continue
         cost = result.cost
         typer.echo(
             f"found {result.architecture.name}: {format_quantity(cost.flops)} FLOPs, {format_quantity(cost.params)} parameters"

@@ -1,0 +1,101 @@
+"""Several processes that search together: the same as one with all images, the same in each, the same after a kill."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several_searches
+import torch
+from several_searches import VARIANTS, whole_batch
+from torch import nn
+
+from recipes.checkpoint import load_checkpoint
+from recipes.distributed import Ranks, SharedError, require_equal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def torchrun(*arguments: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run a script or module in several processes on this machine."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two or four processes ended with."""
+    made = tmp_path_factory.mktemp("ranks")
+    done = torchrun(str(Path(several_searches.__file__)), str(made), processes=request.param)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_several_processes_do_what_one_does(folder: Path, name: str) -> None:
+    """With frozen norms, or with synchronised ones against one process that has all images anyway."""
+    if name not in stored(folder)[0]:
+        pytest.skip("two processes show it")
+    kind, dtype, steps = VARIANTS[name]
+    alone, bound = whole_batch(kind, dtype, steps), 1e-8 if dtype == torch.float64 else 1e-5
+    assert float(alone["alpha"].abs().max()) > (0.05 if steps is None else -1)
+    for ranked in stored(folder):
+        for key, tensor in alone.items():
+            if tensor.is_floating_point():
+                scale = float(tensor.abs().max().clamp(min=1))
+                assert float((ranked[name][key] - tensor).abs().max()) <= bound * scale, key
+
+
+def test_processes_stay_equal_and_a_kill_changes_nothing(folder: Path) -> None:
+    ranked = stored(folder)
+    for name in VARIANTS.keys() & ranked[0].keys():
+        for other in ranked[1:]:
+            assert all(torch.equal(other[name][key], tensor) for key, tensor in ranked[0][name].items())
+    assert all(other["undisturbed"] == other["killed"] == ranked[0]["undisturbed"] for other in ranked)
+    whole, killed = (load_checkpoint(folder / name / "checkpoint.pt") for name in ("undisturbed", "killed"))
+    bound = 0 if len(ranked) == 2 else 1e-6  # the order in which gloo sums over more than two is not always the same
+    torch.testing.assert_close(killed["alpha_history"], whole["alpha_history"], rtol=0, atol=bound)
+    assert len(whole["alpha_history"]) == 2
+    if bound == 0:
+        assert all(torch.equal(killed["supergraph"][key], tensor) for key, tensor in whole["supergraph"].items())
+        assert (folder / "killed" / "alpha.csv").read_text() == (folder / "undisturbed" / "alpha.csv").read_text()
+
+
+def test_processes_that_differ_in_one_bit_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of this process against those of another, whose weight differs in its last bit."""
+    module = nn.Linear(3, 2)
+    other = nn.Linear(3, 2)
+    other.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        other.weight[1, 2] = torch.nextafter(other.weight[1, 2], torch.tensor(10.0))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: seen.append(tensor.clone()))
+    place = Ranks(world=2, local_world=2)
+    require_equal(module, place, "epoch 3")
+    require_equal(other, place, "epoch 3")
+    theirs = seen[2]
+
+    def with_other(tensor: torch.Tensor, op: Any) -> None:
+        both = torch.stack([tensor, theirs])
+        tensor.copy_(both.amin(0) if op == torch.distributed.ReduceOp.MIN else both.amax(0))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", with_other)
+    with pytest.raises(SharedError, match=r"2 processes no longer have the same weights at epoch 3: weight$"):
+        require_equal(module, place, "epoch 3")
+    require_equal(other, place, "epoch 3")
+
+
+def test_the_command_searches_in_two_processes(tmp_path: Path) -> None:
+    asked = ["-m", "nas", "search", "--space", "digits", "--data", "digits", "--flops", "0.2M", "--epochs", "2"]
+    done = torchrun(*asked, "--images", "200", "--out", str(tmp_path / "run"), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("found digits-") == 1 and (tmp_path / "run" / "architecture.json").is_file()
