@@ -206,10 +206,10 @@ class _Task:
         counting = {"num_classes": num_classes, "in_channels": self.in_channels}
         seen = joint.statistics(self.table.rows, **counting)["flops"]
         counted = _sampled_flops(joint, self.seed, **counting)
-        limit = flops or Limit(high=float(seen.max()), low=float(seen.min()))
-        inside = int(limit.holds(counted).sum())
-        if flops is None and inside < min(FEW, len(counted)):
-            limit, inside = None, len(counted)
+        spanned = flops or Limit(high=float(seen.max()), low=float(seen.min()))
+        inside = int(spanned.holds(counted).sum())
+        narrow = flops is None and inside < min(FEW, len(counted))
+        limit, inside = (None, len(counted)) if narrow else (spanned, inside)
         size = min(pool, inside // 2)  # so many are found fast
         if size < LEAST:
             self.log(f"no pretraining: {inside} networks of {joint.name} were found in the range")

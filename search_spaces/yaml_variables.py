@@ -92,7 +92,7 @@ def _ordered(reader: YamlReader, name: str, node: yaml.Node) -> tuple[float, ...
 def _option(reader: YamlReader, node: yaml.Node) -> Option:
     """A value in brackets."""
     text = reader.scalar(node)
-    if node.style is not None:  # in quotes
+    if isinstance(node, yaml.ScalarNode) and node.style is not None:  # in quotes
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
