@@ -78,6 +78,7 @@ def search(
     data_dir: str | Path | None = None,
     device: str = "cpu",
     resume: bool = False,
+    checkpoint_minutes: float = 10.0,
     callbacks: Sequence[SearchCallback] = (),
     command: Sequence[str] = (),
     **changes: Any,
@@ -97,12 +98,14 @@ def search(
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
         resume: continue the search in ``out``.
+        checkpoint_minutes: between checkpoints at most.
         callbacks: see `SearchCallback`.
         command: recorded in the run folder.
         **changes: fields of SearchConfig that differ from the preset, for example ``epochs=10``.
 
     Raises:
         UserError: anything wrong with the input, in one line.
+        Stopped: a SIGTERM came; the search goes on with ``resume``.
     """
     (budget,) = _single(parse_budgets(flops, params))
     space = load_space(space)
@@ -137,6 +140,7 @@ def search(
             callbacks=callbacks if place.main else [],
             device=chosen,
             resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
         )
 
 

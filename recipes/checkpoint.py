@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, read without running anything that is in them."""
 
 import io
+import logging
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,16 @@ import torch
 
 from search_spaces.errors import UserError
 
+logger = logging.getLogger(__name__)
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+
+def save_checkpoint(path: str | Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
     """Write tensors and plain values under a temporary name, then rename; the file before stays until then.
+
+    Args:
+        path: of the file.
+        state: to write.
+        keep_previous: leave the file before as `previous_checkpoint`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written to; the file before is kept.
@@ -26,10 +35,53 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():  # at no moment is there no whole file called path
+            previous = previous_checkpoint(path)
+            link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+            os.link(path, link)
+            link.replace(previous)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; the checkpoint before it is kept") from error
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """The file that `save_checkpoint` keeps of the one before."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def load_latest_checkpoint(path: Path) -> dict[str, Any]:
+    """`load_checkpoint`; where the file is damaged, the one before it, with a warning.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        previous = previous_checkpoint(path)
+        if not previous.is_file():
+            raise
+        logger.warning("%s; going on from %s", error, previous)
+        return load_checkpoint(previous)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Refuse to start what could not be saved.
+
+    Args:
+        folder: where checkpoints go.
+        size: bytes of one.
+
+    Raises:
+        UserError: less room on the disk than three of them take: the last two and the one being written.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < 3 * size:
+        raise UserError(
+            f"checkpoints of {size / 1e6:.0f} MB need {3 * size / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free"
+        )
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

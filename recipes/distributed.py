@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from search_spaces.errors import UserError
+from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.serialisation import require
 
 
@@ -93,6 +93,7 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
 
     Raises:
         UserError: the others cannot be reached.
+        Stopped: another process has ended.
     """
     if place.world == 1:
         yield
@@ -101,7 +102,10 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world)
+        store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))
+        # What the processes of an attempt that died have left in the store would be taken for the present ones'.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:  # torch's own errors of the rendezvous are RuntimeErrors
         raise UserError(f"the {place.world} processes cannot reach each other: {error}") from error
     try:
@@ -110,8 +114,17 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
         if not isinstance(error, SharedError):
             error.add_note(f"in process {place.rank}")
         raise
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise Stopped(f"process {place.rank} has lost the others: {first_line(error)}") from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether the error says that another process has gone; gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def share_gradients(model: nn.Module, place: Ranks) -> nn.Module:

@@ -60,6 +60,7 @@ class Source(Protocol):
         auto_augment: bool = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the images.
 
@@ -72,6 +73,7 @@ class Source(Protocol):
             drop_last: leave out a last batch smaller than b.
             part: (k, n) hands out every n-th image of a batch, from the k-th on: n processes share its images, and each
                 image is what it is with one. A batch without an image for k is left out.
+            start: begin with this batch; the ones before it are not made, and those after are what they are anyway.
 
         Returns:
             Iterator over images `(b, c, r, r)` float32, normalised, channels_last, and labels `(b,)` int64.
@@ -152,9 +154,10 @@ class TensorSource:
         auto_augment: bool = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Source.batches`."""
-        _check_request(batch_size, resolution, rng, augment, auto_augment, part)
+        _check_request(batch_size, resolution, rng, augment, auto_augment, part, start)
         order = _draw_order(len(self), rng)
         padding = round(self._crop_padding * resolution / self._images.native) if augment else 0
         corners = torch.zeros(len(self), 2, dtype=torch.int64)
@@ -168,7 +171,7 @@ class TensorSource:
         positions = torch.arange(len(self))  # in the epoch: randomness belongs to the place, not to the image
 
         def produce() -> Iterator[tuple[Tensor, Tensor]]:
-            for place in _split(positions, batch_size, drop_last, part):
+            for place in _split(positions, batch_size, drop_last, part)[start:]:
                 chosen = order[place]
                 crops = crop_and_flip(stored, self._indices[chosen], corners[place], mirrored[place], resolution)
                 if policy is not None:
@@ -237,10 +240,11 @@ class FolderSource:
         auto_augment: bool = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Source.batches`."""
-        _check_request(batch_size, resolution, rng, augment, auto_augment, part)
-        chunks = _split(_draw_order(len(self), rng), batch_size, drop_last, part)
+        _check_request(batch_size, resolution, rng, augment, auto_augment, part, start)
+        chunks = _split(_draw_order(len(self), rng), batch_size, drop_last, part)[start:]
         seed = int(rng.integers(1 << 62)) if augment and rng is not None else 0
         files = _DecodedFiles(self._paths, _transform(resolution, augment, auto_augment), seed)
         loader: DataLoader[Tensor | str] = DataLoader(
@@ -447,7 +451,9 @@ def _check_request(
     augment: bool,
     auto_augment: bool,
     part: tuple[int, int],
+    start: int,
 ) -> None:
+    require(start >= 0, f"start must be >= 0, got {start}")
     require(batch_size >= 1, f"batch_size must be >= 1, got {batch_size}")
     require(resolution >= 1, f"resolution must be >= 1 pixel, got {resolution}")
     require(rng is not None or not augment, "augment needs a random generator: pass rng")

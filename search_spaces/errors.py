@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong": it becomes one line on the terminal and exit code 2."""
+"""Exceptions that become one line on the terminal: wrong input (exit code 2), and a run that was stopped (75)."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, which value, what is allowed."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop or lost its other processes, and goes on where it was. The message is one line: why."""
 
 
 def first_line(error: BaseException) -> str:

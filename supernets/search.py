@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.checkpoint import load_latest_checkpoint, require_room, save_checkpoint
 from recipes.distributed import (
     SharedError,
     average_buffers,
@@ -26,14 +26,15 @@ from recipes.distributed import (
     share_gradients,
     sum_over_ranks,
 )
+from recipes.interruption import Interruption
 from recipes.run_folder import RunFolder
 from recipes.sources import Source, split_indices
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
-from search_spaces.errors import UserError, first_line
+from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.limits import format_quantity
 from search_spaces.seeding import numpy_rng, stream_seed
-from search_spaces.serialisation import require, to_plain, write_json, write_text_atomic
+from search_spaces.serialisation import from_plain, require, to_plain, write_json, write_text_atomic
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
@@ -103,6 +104,7 @@ def search(
     callbacks: Sequence[SearchCallback] = (),
     device: torch.device | str = "cpu",
     resume: bool = False,
+    checkpoint_minutes: float = 10.0,
 ) -> SearchResult:
     """Search a space for the best network inside a budget.
 
@@ -118,16 +120,22 @@ def search(
         callbacks: called in order.
         device: where to compute.
         resume: continue from the run's checkpoint where there is one.
+        checkpoint_minutes: between checkpoints at most; one is written after every epoch anyway.
 
     Raises:
-        UserError: a budget outside the space, too few images, a loss that is not finite, a checkpoint of another search.
+        UserError: a budget outside the space, too few images, a loss that is not finite, a checkpoint of another search, or
+            a disk too full for checkpoints.
+        Stopped: a SIGTERM came; with a run, everything is saved.
     """
+    require(checkpoint_minutes > 0, f"checkpoint_minutes must be > 0, got {checkpoint_minutes}")
     searching = Searching(
         space, train, budget, config, num_classes=num_classes, in_channels=in_channels, device=torch.device(device)
     )
+    searching.checkpoint_seconds = 60 * checkpoint_minutes
     searching.attach(run, resume=resume)
-    for epoch in range(searching.epochs_done, config.epochs):
-        searching.epoch(epoch, run, callbacks)
+    with searching.interruption:
+        for epoch in range(searching.epochs_done, config.epochs):
+            searching.epoch(epoch, run, callbacks)
     result = searching.result()
     if run is not None:
         result.architecture.save(run.architecture)
@@ -149,6 +157,34 @@ def _result_json(result: SearchResult, budget: Budget) -> dict[str, Any]:
         "argmax_cost": result.argmax_cost._asdict(),
         "repaired": result.repaired,
     }
+
+
+@dataclass(kw_only=True, slots=True)
+class _Partial:
+    """How far an epoch is.
+
+    Attributes:
+        phase: ``"weights"`` or ``"alpha"``.
+        steps: done in the phase.
+        loss: sum of the cross entropy over the images of the phase.
+        correct: of these.
+        seen: images.
+        row: of the phase before, as in metrics.csv.
+        seconds: CPU time of the epoch so far.
+    """
+
+    phase: str = "weights"
+    steps: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    row: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Mean cross entropy and accuracy in percent of the phase; NaN where it had no steps."""
+        loss, accuracy = (self.loss / self.seen, 100 * self.correct / self.seen) if self.seen else (math.nan, math.nan)
+        return {f"{self.phase}_loss": loss, f"{self.phase}_accuracy": accuracy}
 
 
 class Searching:
@@ -203,6 +239,9 @@ class Searching:
         self.history: list[dict[str, float]] = []
         self.alpha_history: list[Tensor] = []
         self.state = SearchState(config=config, steps=self.weights_steps)
+        self.partial = _Partial()
+        self.interruption, self.stopping = Interruption(), False
+        self.checkpoint_seconds, self.saved_at = math.inf, time.monotonic()
 
     def _weights_optimizer(self) -> torch.optim.Optimizer:
         parameters, config = self.supergraph.network_parameters(), self.config
@@ -218,17 +257,22 @@ class Searching:
         return len(self.history)
 
     def epoch(self, epoch: int, run: RunFolder | None, callbacks: Sequence[SearchCallback]) -> None:
-        """One epoch: weights, then alpha (after the warm-up), then log and checkpoint; of process 0 only."""
-        started, state, config = time.process_time(), self.state, self.config
+        """One epoch, or what is left of it: weights, then alpha (after the warm-up), then log and checkpoint."""
+        started, state, config = time.process_time() - self.partial.seconds, self.state, self.config
         learns = epoch >= config.warmup_epochs
         state.epoch, state.steps = epoch, self.weights_steps + (self.alpha_steps if learns else 0)
-        row: dict[str, float] = {"epoch": epoch}
-        row |= self._phase("weights", callbacks)
-        row |= self._phase("alpha", callbacks) if learns else {"alpha_loss": math.nan, "alpha_accuracy": math.nan}
+        if self.partial.phase == "weights":
+            self._phase(run, callbacks, started)
+            self.partial = _Partial(phase="alpha", row=self.partial.row | self.partial.means())
+        if learns:
+            self._phase(run, callbacks, started)
+        row = {"epoch": epoch, **self.partial.row, **self.partial.means()}
+        self.partial = _Partial()
         average_buffers(self.supergraph, self.place)
         if not all(bool(tensor.isfinite().all()) for tensor in self.supergraph.state_dict().values()):
             self._diverged("weights are not finite")  # a checkpoint must not keep that
         require_equal(self.supergraph, self.place, f"epoch {epoch}")
+        state.tau = temperature(self._progress(state.steps - 1), config.tau_start, config.tau_decay)
         row |= {"tau": state.tau, "cost_weight": self.current_lambda, **self._costs()}
         state.row = row | {"seconds": round(time.process_time() - started, 3)}
         self.history.append(state.row)
@@ -238,48 +282,56 @@ class Searching:
             self._write_alpha(run)
         for callback in callbacks:
             callback.on_epoch_end(state)
-        if run is not None:
-            save_checkpoint(run.checkpoint, self.checkpoint())
+        self._save(run)
 
-    def _phase(self, phase: str, callbacks: Sequence[SearchCallback]) -> dict[str, float]:
-        """All steps of one phase of the present epoch; mean cross entropy and accuracy in percent."""
-        config, state, weights_phase = self.config, self.state, phase == "weights"
+    def _phase(self, run: RunFolder | None, callbacks: Sequence[SearchCallback], started: float) -> None:
+        """The steps that are left of the present phase; `partial` counts them."""
+        config, state, partial = self.config, self.state, self.partial
+        weights_phase = partial.phase == "weights"
         source = self.weights_source if weights_phase else self.alpha_source
         batch_size = (config.batch_size if weights_phase else config.alpha_batch_size) * self.place.nodes
         done = 0 if weights_phase else self.weights_steps
         batches = source.batches(
             batch_size,
             resolution=int(max(self.space.resolution.options)),
-            rng=numpy_rng(config.seed, f"{phase} batches", state.epoch),
+            rng=numpy_rng(config.seed, f"{partial.phase} batches", state.epoch),
             augment=config.augment,
             drop_last=len(source) >= batch_size,
             part=(self.place.rank, self.place.world),
+            start=partial.steps,
         )
-        self._train_only(phase)
+        self._train_only(partial.phase)
         own = self.place.key() if config.noise_per_rank else ()
-        losses, correct, seen = 0.0, 0, 0
-        for index, (images, labels) in enumerate(batches):
-            state.phase, state.step = phase, done + index
-            progress = (state.epoch + state.step / state.steps) / config.epochs
+        for images, labels in batches:
+            index = partial.steps
+            state.phase, state.step = partial.phase, done + index
+            progress = self._progress(state.step)
             state.tau = temperature(progress, config.tau_start, config.tau_decay)
             generator = torch.Generator().manual_seed(
-                stream_seed(config.seed, f"{phase} noise", state.epoch, index, *own)
+                stream_seed(config.seed, f"{partial.phase} noise", state.epoch, index, *own)
             )
             noise = gumbel_noise(len(self.supergraph.alpha), generator).to(self.device)
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            logits = (self._weights_step if weights_phase else self._alpha_step)(images, labels, noise, progress)
-            losses += state.loss * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
-            state.accuracy = 100 * correct / seen
+            (self._weights_step if weights_phase else self._alpha_step)(images, labels, noise, progress)
+            partial.steps += 1
+            state.accuracy = 100 * partial.correct / partial.seen
             for callback in callbacks:
                 callback.on_step_end(state)
-        total = sum_over_ranks(
-            torch.tensor([losses, correct, seen], dtype=torch.float64, device=self.device), self.place
-        )
-        losses, correct, seen = total.tolist()
-        return {f"{phase}_loss": losses / seen, f"{phase}_accuracy": 100 * correct / seen}
+            partial.seconds = time.process_time() - started
+            if self.stopping or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+                self._save(run)
+            if self.stopping:
+                raise Stopped(f"stopped in epoch {state.epoch + 1} of {config.epochs}")
+
+    def _progress(self, step: int) -> float:
+        """Share of the search that is behind at a step of the present epoch, in [0, 1)."""
+        return (self.state.epoch + step / self.state.steps) / self.config.epochs
+
+    def _save(self, run: RunFolder | None) -> None:
+        if run is not None:
+            save_checkpoint(run.checkpoint, self.checkpoint(), keep_previous=True)
+        self.saved_at = time.monotonic()
 
     def _train_only(self, phase: str) -> None:
         """Gradients for the phase's own parameters only: the other half of the backward pass is not run."""
@@ -296,18 +348,17 @@ class Searching:
         logits = logits.to(self.supergraph.alpha.dtype)
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing), logits.detach()
 
-    def _weights_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> Tensor:
+    def _weights_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> None:
         for group in self.weights_optimizer.param_groups:
             group["lr"] = self.config.lr * self.place.nodes * (1 + math.cos(math.pi * progress)) / 2
         loss, logits = self._cross_entropy(images, labels, noise, self.parallel)
-        self._check(loss)
+        self._count(loss, logits, labels)
         self.weights_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.supergraph.network_parameters(), self.config.clip_grad_norm)
         self.weights_optimizer.step()
-        return logits
 
-    def _alpha_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> Tensor:
+    def _alpha_step(self, images: Tensor, labels: Tensor, noise: Tensor, progress: float) -> None:
         """One step on cross entropy + lambda x (expected cost / budget)."""
         self._commit(progress)
         row = self.supergraph.argmax_row(self.committed)
@@ -317,11 +368,11 @@ class Searching:
         if landing and max(limit.low, LANDING * limit.high) <= derived <= limit.high:
             with torch.no_grad():
                 loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
-            self._check(loss)
-            return logits
+            self._count(loss, logits, labels)
+            return
         self.alpha_optimizer.param_groups[0]["lr"] = self.alpha_lr * (LANDING_RATE if landing else 1)
         loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
-        self._check(loss)
+        self._count(loss, logits, labels)
         expected = self.expected_cost()
         self.state.expected = float(expected.detach())
         decided = min(1.0, progress / 0.7)  # towards the end the argmax network counts, not the mean over draws
@@ -334,7 +385,6 @@ class Searching:
         self.alpha_optimizer.step()
         for name, kept in decided_logits.items():  # Adam's momentum would move them on without a gradient
             self._logits(name).copy_(kept)
-        return logits
 
     def _logits(self, variable: str) -> Tensor:
         """View of the logits `(n_options,)` of one variable."""
@@ -370,10 +420,21 @@ class Searching:
             "argmax_params": int(derived.params[0]),
         }
 
-    def _check(self, loss: Tensor) -> None:
-        self.state.loss = float(mean_over_ranks(loss.detach(), self.place))  # not finite on one is so on all
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add up what all processes have seen, and whether one was asked to stop; a loss not finite on one is so on all."""
+        found, count = float(loss.detach()), len(labels)
+        right = int((logits.argmax(1) == labels).sum())
+        sums = torch.tensor(
+            [found * count, right, count, self.interruption.asked], dtype=torch.float64, device=self.device
+        )
+        total, right, seen, asked = sum_over_ranks(sums, self.place).tolist()
+        self.state.loss = found if self.place.world == 1 else total / seen
         if not math.isfinite(self.state.loss):
             self._diverged(f"the loss is {self.state.loss}")
+        self.partial.loss += total
+        self.partial.correct += int(right)
+        self.partial.seen += int(seen)
+        self.stopping = asked > 0
 
     def _diverged(self, what: str) -> NoReturn:
         state = self.state
@@ -410,12 +471,13 @@ class Searching:
         stored = None
         if run is not None and run.checkpoint.exists():
             require(resume, f"{run.path} already holds a checkpoint; resume it or choose another folder")
-            stored = load_checkpoint(run.checkpoint)
+            stored = load_latest_checkpoint(run.checkpoint)
         stored = from_main(stored, self.place)
         if stored is not None:
             self.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
         if run is not None:
             run.truncate_metrics(self.epochs_done)
+            require_room(run.path, 2 * sum(t.numel() * t.element_size() for t in self.supergraph.state_dict().values()))
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that resuming needs: plain values and tensors."""
@@ -429,7 +491,8 @@ class Searching:
             "current_lambda": self.current_lambda,
             "committed": self.committed,
             "history": self.history,
-            "alpha_history": torch.stack(self.alpha_history),
+            "alpha_history": torch.stack(self.alpha_history) if self.alpha_history else torch.zeros(0),
+            "partial": to_plain(self.partial),
         }
 
     def restore(self, stored: dict[str, Any], where: str) -> None:
@@ -452,6 +515,7 @@ class Searching:
             self.committed = {str(name): int(option) for name, option in stored["committed"].items()}
             self.history = [dict(row) for row in stored["history"]]
             self.alpha_history = list(stored["alpha_history"].unbind())
+            self.partial = from_plain(_Partial, stored["partial"], "partial")
             self._check_restored()
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{where} does not fit this search: {first_line(error)}") from error
@@ -465,6 +529,8 @@ class Searching:
             raise ValueError("its cost weight is not finite")
         if not len(self.history) == len(self.alpha_history) <= self.config.epochs:
             raise ValueError(f"it has {len(self.history)} epochs of {self.config.epochs}")
+        if self.partial.phase not in ("weights", "alpha") or self.partial.steps < 0:
+            raise ValueError(f"it is at step {self.partial.steps} of phase {self.partial.phase!r}")
         if any(alpha.shape != self.supergraph.alpha.shape for alpha in self.alpha_history):
             raise ValueError("its alpha has another length")
         for optimizer in (self.weights_optimizer, self.alpha_optimizer):

@@ -10,6 +10,7 @@ from nas.cli.options import is_main_process
 from nas.process import tune_process
 
 INTERRUPTED = 130  # exit code of Ctrl-C
+RESUMABLE = 75  # of a run that was stopped and can go on
 
 app = typer.Typer(
     name="nas",
@@ -39,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Exit code of one command: 0, 2 for wrong input, 130 when interrupted."""
-    from search_spaces.errors import UserError
+    """Exit code of one command: 0, 2 for wrong input, 75 when stopped by a SIGTERM, 130 when interrupted."""
+    from search_spaces.errors import Stopped, UserError
 
     command = typer.main.get_command(app)
     try:
@@ -48,6 +49,10 @@ def run(arguments: list[str] | None = None) -> int:
     except UserError as error:
         notes = getattr(error, "__notes__", [])  # which of several processes met it, if one alone did
         return _complain(" ".join([str(error), *notes]), alone=bool(notes))
+    except Stopped as error:
+        if is_main_process():
+            print(f"nas: {error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+        return RESUMABLE
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except typer.Exit as error:

@@ -27,6 +27,9 @@ def search_command(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option("--checkpoint-minutes", help="between checkpoints at most; also after every epoch")
+    ] = 10.0,
     resume: Resume = False,
 ) -> None:
     """Search a space for the best network inside a budget (DMaskingNAS, FBNetV2); under torchrun in several processes."""
@@ -62,6 +65,7 @@ def search_command(
                 config=config,
                 device=device,
                 resume=resume,
+                checkpoint_minutes=checkpoint_minutes,
                 callbacks=[] if progress is None else [progress],
                 command=sys.argv[1:],
             )

@@ -2,12 +2,21 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from recipes.checkpoint import load_checkpoint, save_checkpoint
+from recipes.checkpoint import (
+    load_checkpoint,
+    load_latest_checkpoint,
+    previous_checkpoint,
+    require_room,
+    save_checkpoint,
+)
 from search_spaces.errors import UserError
 
 
@@ -78,3 +87,27 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert load_checkpoint(path) == {"epoch": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_one_before_is_kept_and_read_where_the_last_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for number in range(3):
+        save_checkpoint(path, {"number": number}, keep_previous=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint-previous.pt", "checkpoint.pt"]
+    assert load_checkpoint(previous_checkpoint(path)) == {"number": 1}
+    assert load_latest_checkpoint(path) == {"number": 2} and not caplog.records
+    path.write_bytes(path.read_bytes()[:50])
+    assert load_latest_checkpoint(path) == {"number": 1} and "going on from" in caplog.text
+    previous_checkpoint(path).unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        load_latest_checkpoint(path)
+
+
+def test_a_disk_too_full_is_noticed_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_room(tmp_path, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
+    require_room(tmp_path, 1_600_000)
+    with pytest.raises(UserError, match=r"checkpoints of 2 MB need 6 MB in .*, 5 MB are free"):
+        require_room(tmp_path, 2_000_000)

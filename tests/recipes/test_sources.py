@@ -393,13 +393,33 @@ def test_folders_without_images_are_refused(folder: Path, tmp_path: Path) -> Non
         FolderSource(folder, workers=-1)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_entered_in_the_middle(tmp_path: Path, workers: int) -> None:
+    for index in range(5):
+        (tmp_path / f"{index % 2}").mkdir(exist_ok=True)
+        pixels = np.full((9, 9, 3), 40 * index, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index % 2}" / f"{index}.png")
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 9, 9, 3) * 40
+    in_memory = TensorSource(images, torch.arange(5) % 2, mean=(0.5,) * 3, std=(0.2,) * 3, flip=True, crop_padding=2)
+    for source in (FolderSource(tmp_path, workers=workers), in_memory):
+        asked = {"resolution": 8, "augment": True, "part": (0, 1)}
+        whole = list(source.batches(2, rng=np.random.default_rng(1), **asked))
+        for start in (0, 1, 2, 3, 9):
+            rest = list(source.batches(2, rng=np.random.default_rng(1), start=start, **asked))
+            assert len(rest) == max(0, 3 - start)
+            for (a, b), (c, d) in zip(whole[start:], rest, strict=True):
+                assert torch.equal(a, c) and torch.equal(b, d)
+        with pytest.raises(UserError, match="start must be >= 0, got -1"):
+            source.batches(2, rng=np.random.default_rng(1), start=-1, **asked)
+
+
 def test_workers_leave_an_interrupt_to_the_main_process(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         Image.fromarray(np.zeros((12, 12, 3), dtype=np.uint8)).save(tmp_path / name / "1.png")
     repeated = FolderSource(tmp_path, workers=2).subset(np.array([0, 1] * 100))
     batches = repeated.batches(1, resolution=16)
-    next(batches)
+    next(batches), next(batches)  # one from each worker: both have begun
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
-    assert len(list(batches)) == 199
+    assert len(list(batches)) == 198

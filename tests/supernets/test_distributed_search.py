@@ -1,8 +1,10 @@
 """Several processes that search together: the same as one with all images, the same in each, the same after a kill."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,20 @@ from recipes.distributed import Ranks, SharedError, require_equal
 ROOT = Path(__file__).resolve().parents[2]
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(processes: int) -> list[str]:
+    """`torchrun` on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
 def torchrun(*arguments: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """Run a script or module in several processes on this machine."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    """Run a script or module in several processes."""
     return subprocess.run(
-        [*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+        [*command(processes), *arguments],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -94,8 +103,33 @@ def test_processes_that_differ_in_one_bit_are_noticed(monkeypatch: pytest.Monkey
     require_equal(other, place, "epoch 3")
 
 
-def test_the_command_searches_in_two_processes(tmp_path: Path) -> None:
-    asked = ["-m", "nas", "search", "--space", "digits", "--data", "digits", "--flops", "0.2M", "--epochs", "2"]
-    done = torchrun(*asked, "--images", "200", "--out", str(tmp_path / "run"), processes=2)
+def test_a_process_that_is_killed_costs_nothing(tmp_path: Path) -> None:
+    """`torchrun` starts all anew when one dies; they end with the same bits as processes that were left alone."""
+    asked = ["-m", "nas", "search", "--space", "digits", "--data", "digits", "--flops", "0.2M", "--epochs", "3"]
+    asked += ["--images", "200", "--checkpoint-minutes", "0.001", "--resume"]
+    with subprocess.Popen(
+        [*command(2), "--max-restarts", "1", *asked, "--out", str(tmp_path / "cut")],
+        env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while process.poll() is None and not (tmp_path / "cut" / "metrics.csv").is_file():
+            time.sleep(0.05)
+        workers = [child for child in children(process.pid) if "nas" in child[1]]
+        assert len(workers) == 2
+        os.kill(workers[1][0], signal.SIGKILL)
+        printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0 and printed.count("found digits-") == 1, said
+    done = torchrun(*asked, "--out", str(tmp_path / "whole"), processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("found digits-") == 1 and (tmp_path / "run" / "architecture.json").is_file()
+    assert (tmp_path / "cut" / "alpha.csv").read_text() == (tmp_path / "whole" / "alpha.csv").read_text()
+
+
+def children(parent: int) -> list[tuple[int, list[str]]]:
+    """Processes that a process has started, with their command lines, the first one first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append((int(path.parent.name), (path.parent / "cmdline").read_text().split("\0")))
+        except OSError:  # gone meanwhile
+            continue
+    return sorted(found)

@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +15,12 @@ from small_spaces import three_layers
 from recipes.checkpoint import load_checkpoint
 from recipes.run_folder import RunFolder
 from recipes.sources import TensorSource
-from search_spaces.errors import UserError
+from search_spaces.errors import Stopped, UserError
 from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
-from supernets.search import SearchResult, SearchState, search
+from supernets.search import SearchResult, SearchState, _Partial, search
 
 
 def images(n: int = 120) -> TensorSource:
@@ -135,7 +141,8 @@ def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
 
     def changed(phase: str) -> set[bool]:
         before = {name: value.detach().clone() for name, value in parameters.items()}
-        searching._phase(phase, [])
+        searching.partial = _Partial(phase=phase)
+        searching._phase(None, [], 0.0)
         return {name == "alpha" for name, value in parameters.items() if not torch.equal(before[name], value)}
 
     assert changed("weights") == {False}
@@ -198,3 +205,71 @@ def test_alpha_table_has_a_column_for_every_option(tmp_path: Path) -> None:
     assert len(header.split(",")) == 1 + int(np.sum(three_layers().option_counts))
     assert len(rows) == 2
     assert "layer2.block=skip" in header
+
+
+class Counting:
+    """Counts steps, and does something at one of them."""
+
+    def __init__(self, at: tuple[int, int] | None = None, act: Callable[[], None] = lambda: None) -> None:
+        self.at, self.act, self.steps = at, act, 0
+
+    def on_step_end(self, state: SearchState) -> None:
+        self.steps += 1
+        if (state.epoch, state.step) == self.at:
+            self.act()
+
+    def on_epoch_end(self, state: SearchState) -> None:
+        pass
+
+
+def stop() -> None:
+    raise Stop
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", ["terminated", "killed"])
+@pytest.mark.parametrize("at", [(1, 1), (2, 4)])  # a step of the weights, a step of alpha
+def test_a_search_that_ends_within_an_epoch_goes_on_there(tmp_path: Path, how: str, at: tuple[int, int]) -> None:
+    settings = config(epochs=3, warmup=0.0)
+    whole = Counting()
+    with RunFolder(tmp_path / "whole", {}, seed=0) as folder:
+        run(settings, run=folder, callbacks=[whole])
+    first = Counting(at, terminate if how == "terminated" else stop)
+    minutes = 10.0 if how == "terminated" else 1e-9  # a checkpoint after every step
+    ended = Stopped if how == "terminated" else Stop
+    with RunFolder(tmp_path / "cut", {}, seed=0) as folder, pytest.raises(ended):
+        run(settings, run=folder, callbacks=[first], checkpoint_minutes=minutes)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    second = Counting()
+    with RunFolder(tmp_path / "cut", {}, seed=0, resume=True) as folder:
+        run(settings, run=folder, callbacks=[second], resume=True)
+    repeated = 0 if how == "terminated" else 1  # the killed step had ended, but not its checkpoint
+    assert first.steps + second.steps == whole.steps + repeated
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    assert torch.equal(a["alpha_history"], b["alpha_history"])
+    assert all(torch.equal(a["supergraph"][key], b["supergraph"][key]) for key in a["supergraph"])
+    for one, other in zip(a["history"], b["history"], strict=True):
+        del one["seconds"], other["seconds"]
+        assert one == pytest.approx(other, rel=0, abs=0, nan_ok=True)
+
+
+def test_a_stopped_command_ends_with_75_and_goes_on(tmp_path: Path) -> None:
+    """As a scheduler does it, from outside."""
+    asked = [sys.executable, "-m", "nas", "search", "--space", "digits", "--data", "digits", "--flops", "0.2M"]
+    asked += ["--epochs", "3", "--images", "300", "--threads", "1", "--resume"]
+    metrics = tmp_path / "cut" / "metrics.csv"
+    with subprocess.Popen([*asked, "--out", str(tmp_path / "cut")], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not metrics.is_file():
+            time.sleep(0.05)
+        process.terminate()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 75, said
+    assert "nas: stopped in epoch" in said.splitlines()[-1] and "--resume goes on" in said.splitlines()[-1]
+    for name in ("cut", "whole"):
+        subprocess.run([*asked, "--out", str(tmp_path / name)], check=True, capture_output=True)
+    first, second = ((tmp_path / name / "alpha.csv").read_text() for name in ("cut", "whole"))
+    assert first == second
