@@ -191,16 +191,10 @@ def _load(
 def _best_rows(path: Path, variables: VariableSet) -> Rows:
     """The best candidates of a table of trials `(m, d)`."""
     import numpy as np
-    import pandas as pd
 
     from predictor.table import read_table
 
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        done = frame[frame["status"] == "done"] if "status" in frame else frame
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable table: {error}") from error
-    table = read_table(done, variables, score="accuracy")
+    table = read_table(path, variables, score="accuracy")
     return table.rows[np.argsort(-table.scores, kind="stable")[:INHERITED]]
 
 

@@ -6,7 +6,7 @@ CSV (commas, UTF-8), Parquet or a DataFrame. Nothing is unpickled.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pandas as pd
 
 from predictor.features import Values, canonical_rows
 from predictor.pool import row_keys
+from predictor.trials import Status
 from search_spaces.errors import UserError, closest, first_line
 from search_spaces.options import as_number, option_index, option_text
 from search_spaces.seeding import numpy_rng
@@ -105,7 +106,8 @@ def read_table(
 
     Args:
         source: ``.csv``, ``.parquet`` or a DataFrame. Columns: every variable of the space by name; values are its options,
-            block types by their name; variables with one option may be missing. Other columns are ignored.
+            block types by their name; variables with one option may be missing. Other columns are ignored, but for the
+            ``status`` of `nas nars`: candidates that failed or wait are left out.
         variables: the space.
         score: column of the scores, higher is better; None: candidates without scores, which are 0.
         epoch: lines of which epoch count, where the table has a column ``epoch`` with several.
@@ -115,7 +117,7 @@ def read_table(
             message names column and line (counted from 1, without the heading).
     """
     frame, label = _headed_frame(source)
-    lines = _lines_of_epoch(frame, epoch, label)
+    lines = _trained(frame, variables, _lines_of_epoch(frame, epoch, label))
     require(len(lines) > 0, f"{label} has no lines")
     rows = _rows(frame, variables, lines, label)
     scores = (
@@ -215,6 +217,15 @@ def _lines_of_epoch(frame: pd.DataFrame, epoch: int | None, label: str) -> npt.N
         return lines
     require(epoch in found, f"{label} has no lines of epoch {epoch}; it has {seen}")
     return np.flatnonzero(epochs == epoch)
+
+
+def _trained(frame: pd.DataFrame, variables: VariableSet, lines: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of the lines that a table of `nas nars` calls done; all, where it is another table."""
+    if "status" not in frame.columns or "status" in variables.column:
+        return lines
+    status = frame["status"].to_numpy(dtype=object)[lines]
+    known = set(get_args(Status))
+    return lines[status == "done"] if set(status) <= known else lines
 
 
 def _cells(frame: pd.DataFrame, name: str, lines: npt.NDArray[np.int64], label: str) -> list[Any]:

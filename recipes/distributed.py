@@ -102,9 +102,9 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))
+        store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))  # type: ignore[attr-defined]
         # What the processes of an attempt that died have left in the store would be taken for the present ones'.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:  # torch's own errors of the rendezvous are RuntimeErrors
         raise UserError(f"the {place.world} processes cannot reach each other: {error}") from error

@@ -8,7 +8,7 @@ from mixed_variables import MIXED, mixed_scores
 from predictor.table import read_curves, read_table
 from recipes.space import load_joint
 from search_spaces.errors import UserError
-from search_spaces.sampling import uniform_rows
+from search_spaces.sampling import sobol_rows, uniform_rows
 from search_spaces.variables import VariableSet
 
 
@@ -191,3 +191,13 @@ def test_bad_tables_are_refused_in_one_line(good: pd.DataFrame, tmp_path: Path) 
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"cannot read .*nothing.csv"):
         read_table(tmp_path / "nothing.csv", MIXED, score="acc")
+
+
+def test_candidates_that_failed_or_wait_are_left_out() -> None:
+    frame = pd.DataFrame([MIXED.values(row) for row in sobol_rows(MIXED, 4, seed=0)])
+    frame["accuracy"] = [80.0, float("nan"), 82.0, float("nan")]
+    frame["status"] = ["done", "failed", "done", "waiting"]
+    assert read_table(frame, MIXED, score="accuracy").scores.tolist() == [80.0, 82.0]
+    frame["status"] = ["good", "bad", "good", "ugly"]  # of somebody else's table
+    with pytest.raises(UserError, match="line 2: accuracy must be a number"):
+        read_table(frame, MIXED, score="accuracy")
