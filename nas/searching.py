@@ -75,6 +75,7 @@ def search(
     params: str | Limit | None = None,
     out: str | Path | None = None,
     config: SearchConfig | None = None,
+    classes: int | None = None,
     data_dir: str | Path | None = None,
     device: str = "cpu",
     resume: bool = False,
@@ -95,6 +96,8 @@ def search(
         params: limit of the published parameter count.
         out: run folder; None keeps nothing on disk.
         config: how to search; None for what suits the data set.
+        classes: search on so many of the classes, chosen by the seed (the thesis takes a tenth of ImageNet's); the budget
+            counts the classifier of all.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
         resume: continue the search in ``out``.
@@ -112,7 +115,10 @@ def search(
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
     require(config is None or not changes, f"give config or single settings, not both: {', '.join(changes)}")
     config = config or preset(dataset.name, **changes)
-    budget.witness(SpaceTables(space, num_classes=dataset.num_classes, in_channels=dataset.in_channels))
+    counted = dataset.num_classes
+    if classes is not None:
+        dataset = dataset.of_classes(classes, config.seed)
+    budget.witness(SpaceTables(space, num_classes=counted, in_channels=dataset.in_channels))
     place = ranks()
     chosen = own_device(checked_device(device), place)
     require(not resume or out is not None, "resume needs a run folder")
@@ -120,6 +126,7 @@ def search(
         "kind": "search",
         "space": describe_space(space),
         "data": dataset.name,
+        "classes": classes,
         "budget": to_plain(budget),
         "search": to_plain(config),
         "device": device,
@@ -136,6 +143,7 @@ def search(
             config,
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
+            counted_classes=counted,
             run=run,
             callbacks=callbacks if place.main else [],
             device=chosen,

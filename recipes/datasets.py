@@ -10,7 +10,7 @@ import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -52,6 +52,22 @@ class Dataset:
     class_names: tuple[str, ...]
     train: Source
     test: Source
+
+    def of_classes(self, count: int, seed: int) -> "Dataset":
+        """So many of the classes, chosen at random, with all their images; the order of classes stays.
+
+        Raises:
+            UserError: fewer than two, or more than there are.
+        """
+        require(2 <= count <= self.num_classes, f"classes must be in 2..{self.num_classes}, got {count}")
+        chosen = sorted(numpy_rng(seed, "classes").permutation(self.num_classes)[:count].tolist())
+        return replace(
+            self,
+            num_classes=count,
+            class_names=tuple(self.class_names[index] for index in chosen),
+            train=self.train.of_classes(chosen),
+            test=self.test.of_classes(chosen),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

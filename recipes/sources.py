@@ -50,6 +50,14 @@ class Source(Protocol):
         """
         ...
 
+    def of_classes(self, classes: Sequence[int]) -> "Source":
+        """The images of some classes, in order; labels become places in ``classes``.
+
+        Raises:
+            UserError: a class without images, or one that stands twice.
+        """
+        ...
+
     def batches(
         self,
         batch_size: int,
@@ -144,6 +152,13 @@ class TensorSource:
         view._indices, view._labels = self._indices[chosen], self._labels[chosen]
         return view
 
+    def of_classes(self, classes: Sequence[int]) -> "TensorSource":
+        """See `Source.of_classes`."""
+        chosen, labels = _of_classes(self._labels, classes)
+        view = self.subset(chosen)
+        view._labels = labels
+        return view
+
     def batches(
         self,
         batch_size: int,
@@ -228,6 +243,13 @@ class FolderSource:
         chosen = _checked_indices(indices, len(self))
         view = copy.copy(self)
         view._indices, view._labels = self._indices[chosen], self._labels[chosen]
+        return view
+
+    def of_classes(self, classes: Sequence[int]) -> "FolderSource":
+        """See `Source.of_classes`."""
+        chosen, labels = _of_classes(self._labels, classes)
+        view = self.subset(chosen)
+        view._labels = labels
         return view
 
     def batches(
@@ -466,6 +488,19 @@ def _checked_indices(indices: npt.NDArray[np.int64], length: int) -> Tensor:
     inside = not len(chosen) or (int(chosen.min()) >= 0 and int(chosen.max()) < length)
     require(chosen.ndim == 1 and inside, f"a subset needs a list of indices in 0..{length - 1}")
     return chosen
+
+
+def _of_classes(labels: Tensor, classes: Sequence[int]) -> tuple[npt.NDArray[np.int64], Tensor]:
+    """Indices of the images of the classes, and their new labels."""
+    require(len(set(classes)) == len(classes) > 0, f"classes must be different ones, got {list(classes)}")
+    new = torch.full((max(int(labels.max()), *classes) + 1,), -1, dtype=torch.int64)
+    new[list(classes)] = torch.arange(len(classes))
+    renamed = new[labels]
+    counts = torch.bincount(renamed[renamed >= 0], minlength=len(classes))
+    empty = [number for number, count in zip(classes, counts.tolist(), strict=True) if count == 0]
+    require(not empty, f"class {empty[0] if empty else ''} has no images")
+    chosen = torch.nonzero(renamed >= 0).flatten()
+    return chosen.numpy(), renamed[chosen]
 
 
 def _draw_order(length: int, rng: np.random.Generator | None) -> Tensor:

@@ -22,7 +22,7 @@ def sliced_network(supergraph: Supergraph, row: npt.ArrayLike) -> Network:
     Returns:
         A network of `search_spaces.network.build` in the supergraph's precision, in eval mode.
     """
-    network = build(supergraph.space.decode(row), supergraph.tables.num_classes, supergraph.tables.in_channels)
+    network = build(supergraph.space.decode(row), supergraph.classifier.out_features, supergraph.tables.in_channels)
     network.to(supergraph.alpha.dtype)
     for target, source in _pairs(network, supergraph, row):
         _copy_slice(target, source)

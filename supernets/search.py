@@ -100,6 +100,7 @@ def search(
     *,
     num_classes: int,
     in_channels: int,
+    counted_classes: int | None = None,
     run: RunFolder | None = None,
     callbacks: Sequence[SearchCallback] = (),
     device: torch.device | str = "cpu",
@@ -115,6 +116,7 @@ def search(
         config: how to search.
         num_classes: classes of ``train``.
         in_channels: channels of its images.
+        counted_classes: of the classifier that the budget counts, where ``train`` has a part of the classes only.
         run: folder that gets `metrics.csv`, `alpha.csv` and `checkpoint.pt` an epoch, and the result at the end; of process 0
             only, where several processes (`recipes.distributed`) search together, each with the same other arguments.
         callbacks: called in order.
@@ -129,8 +131,9 @@ def search(
     """
     require(checkpoint_minutes > 0, f"checkpoint_minutes must be > 0, got {checkpoint_minutes}")
     searching = Searching(
-        space, train, budget, config, num_classes=num_classes, in_channels=in_channels, device=torch.device(device)
-    )
+        space, train, budget, config, num_classes=num_classes, in_channels=in_channels, counted_classes=counted_classes,
+        device=torch.device(device),
+    )  # fmt: skip
     searching.checkpoint_seconds = 60 * checkpoint_minutes
     searching.attach(run, resume=resume)
     with searching.interruption:
@@ -199,6 +202,7 @@ class Searching:
         *,
         num_classes: int,
         in_channels: int,
+        counted_classes: int | None = None,
         device: torch.device,
     ) -> None:
         place = joined()
@@ -216,8 +220,9 @@ class Searching:
                 images >= needed, f"{place.world} processes need {needed} images a step or more, {name} gives {images}"
             )
         self.supergraph = Supergraph(
-            space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position
-        )
+            space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position,
+            counted_classes=counted_classes,
+        )  # fmt: skip
         self.witness = budget.witness(self.supergraph.tables)
         self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batch_norm and place.world > 1:

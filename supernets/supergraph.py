@@ -43,6 +43,7 @@ class Supergraph(nn.Module):
     Args:
         space: what can be chosen.
         num_classes: outputs of the classifier.
+        counted_classes: outputs of the classifier whose cost is counted; default the same.
         in_channels: channels of the image.
         seed: of the initial weights; alpha starts at zero.
         mask_position: ``"affine"`` folds masks into batch norms, ``"output"`` is Eq. 3.3 to the letter.
@@ -56,11 +57,12 @@ class Supergraph(nn.Module):
         *,
         seed: int = 0,
         mask_position: MaskPosition = "affine",
+        counted_classes: int | None = None,
     ) -> None:
         super().__init__()
         require(len(space) > 0, f"space {space.name} has nothing to choose: every variable has one option")
         self.space = space
-        self.tables = SpaceTables(space, num_classes=num_classes, in_channels=in_channels)
+        self.tables = SpaceTables(space, num_classes=counted_classes or num_classes, in_channels=in_channels)
         self.option_counts = [int(count) for count in space.option_counts]
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
         self.run_all_blocks = False

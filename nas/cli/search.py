@@ -23,6 +23,9 @@ def search_command(
     images: Annotated[
         int | None, typer.Option("--images", help="search on so many training images; default: what suits the data set")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="search on so many classes, chosen by the seed; default all")
+    ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -63,6 +66,7 @@ def search_command(
                 **{budget.quantity: budget.limit},  # type: ignore[arg-type]
                 out=folder,
                 config=config,
+                classes=classes,
                 device=device,
                 resume=resume,
                 checkpoint_minutes=checkpoint_minutes,

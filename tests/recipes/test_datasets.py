@@ -269,3 +269,25 @@ def test_the_real_sets_have_their_published_facts(name: str) -> None:
     images = torch.cat([batch for batch, _ in dataset.train.batches(1000, resolution=dataset.resolution)])
     assert float(images.mean((0, 2, 3)).abs().max()) < 1e-3  # normalised by constants of four digits
     assert float((images.std((0, 2, 3)) - 1).abs().max()) < 1e-3
+
+
+def test_some_classes_with_all_their_images() -> None:
+    digits = load_dataset("digits")
+    some = digits.of_classes(3, seed=4)
+    assert some.num_classes == 3 and len(set(some.class_names)) == 3 and some.name == digits.name
+    assert digits.of_classes(3, seed=4).class_names == some.class_names
+    assert {digits.of_classes(3, seed=seed).class_names for seed in range(8)} != {some.class_names}
+    whole, _ = next(digits.test.batches(len(digits.test), resolution=8))
+    part, labels = next(some.test.batches(len(some.test), resolution=8))
+    old = [digits.class_names.index(name) for name in some.class_names]
+    assert old == sorted(old)
+    kept = torch.isin(digits.test.labels, torch.tensor(old))
+    assert torch.equal(part, whole[kept])
+    assert torch.equal(torch.tensor(old)[labels], digits.test.labels[kept]) and torch.equal(labels, some.test.labels)
+    for count in (1, 11):
+        with pytest.raises(UserError, match=f"classes must be in 2..10, got {count}"):
+            digits.of_classes(count, seed=0)
+    with pytest.raises(UserError, match="class 10 has no images"):
+        digits.train.of_classes([3, 10])
+    with pytest.raises(UserError, match="classes must be different ones"):
+        digits.train.of_classes([3, 3])

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from small_spaces import three_layers
 from recipes.checkpoint import load_checkpoint
 from recipes.run_folder import RunFolder
 from recipes.sources import TensorSource
+from search_spaces.cost import cost
 from search_spaces.errors import Stopped, UserError
 from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
@@ -273,3 +275,14 @@ def test_a_stopped_command_ends_with_75_and_goes_on(tmp_path: Path) -> None:
         subprocess.run([*asked, "--out", str(tmp_path / name)], check=True, capture_output=True)
     first, second = ((tmp_path / name / "alpha.csv").read_text() for name in ("cut", "whole"))
     assert first == second
+
+
+def test_a_search_on_some_classes_counts_all(tmp_path: Path) -> None:
+    from nas.searching import search as search_by_name
+
+    out = tmp_path / "run"
+    found = search_by_name("digits", "digits", flops="0.2M", classes=3, epochs=1, images=60, out=out)
+    assert found.cost == cost(found.architecture, num_classes=10, in_channels=1)
+    stored = load_checkpoint(out / "checkpoint.pt")["supergraph"]
+    assert len(stored["classifier.weight"]) == 3
+    assert json.loads((out / "config.json").read_text())["config"]["classes"] == 3
