@@ -63,8 +63,12 @@ def load_latest_checkpoint(path: Path) -> dict[str, Any]:
         previous = previous_checkpoint(path)
         if not previous.is_file():
             raise
+        try:
+            state = load_checkpoint(previous)
+        except UserError:
+            raise UserError(f"{error}; the one before it cannot be read either") from error
         logger.warning("%s; going on from %s", error, previous)
-        return load_checkpoint(previous)
+        return state
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -154,6 +154,10 @@ def test_damaged_checkpoint(finished: Path, tmp_path: Path, capsys: pytest.Captu
     folder = copied(finished / "search", tmp_path / "truncated")
     checkpoint = folder / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    again = copied(folder, tmp_path / "again")
+    assert run([*resume, str(again)]) == 0, "the checkpoint before it is there"
+    assert (again / "alpha.csv").read_text() == (finished / "search" / "alpha.csv").read_text()
+    (folder / "checkpoint-previous.pt").write_bytes(b"")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     refused(capsys, [*resume, str(folder)], "checkpoint.pt", "damaged")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -166,7 +170,8 @@ def test_damaged_checkpoint(finished: Path, tmp_path: Path, capsys: pytest.Captu
 
     folder = copied(finished / "search", tmp_path / "evil")
     trap = tmp_path / "trap"
-    (folder / "checkpoint.pt").write_bytes(pickle.dumps({"schema": 1, "history": Evil(trap)}))
+    for path in folder.glob("checkpoint*.pt"):
+        path.write_bytes(pickle.dumps({"schema": 1, "history": Evil(trap)}))
     refused(capsys, [*resume, str(folder)], "checkpoint.pt", "damaged")
     assert not trap.exists()
 
