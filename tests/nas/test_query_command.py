@@ -15,6 +15,7 @@ from predictor.config import PredictorConfig
 from predictor.fit import fit
 from predictor.pool import sobol_pool
 from predictor.predictor import Predictor
+from predictor.shipped import shipped_predictor
 from predictor.trials import Trials
 from recipes.recipe import Recipe
 from recipes.space import load_joint
@@ -181,3 +182,16 @@ def test_wrong_input_is_one_line(file: Path, tmp_path: Path, capsys: pytest.Capt
         ([*asked, "--candidates", str(tmp_path / "none.csv")], "cannot read"),
     ]:
         assert message in refused(arguments, capsys), arguments
+
+
+def test_the_predictor_that_comes_with_the_toolkit_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = shipped_predictor("fbnetv3-cifar")
+    assert file.stat().st_size < 1_000_000
+    facts = Predictor.load(file).facts
+    assert facts.rows > 0 and facts.command.startswith(
+        "predictor fit --space fbnetv3-cifar --table benchmarks/results/"
+    )
+    assert run(["query", "--flops", "6M", "--out", str(tmp_path / "q")]) == 0
+    architecture = Architecture.load(tmp_path / "q" / "architecture.json")
+    assert cost(architecture, num_classes=10, in_channels=3).flops <= 6e6
+    assert "nas train" in capsys.readouterr().out
