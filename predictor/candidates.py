@@ -82,6 +82,11 @@ class Candidates:
         """Whether no more rows may be looked at."""
         return max(self.evaluations, self.checked) >= self.max_evaluations
 
+    @property
+    def left(self) -> float:
+        """Share of the rows that may be looked at that have not been."""
+        return max(0.0, 1.0 - max(self.evaluations, self.checked) / self.max_evaluations)
+
     def prepare(self, rows: Rows) -> Rows:
         """Prepared rows `(n, d)`; may write into ``rows``."""
         if len(self.fixed_columns):

@@ -35,6 +35,8 @@ def improve(candidates: Candidates, row: Rows, score: float, *, pairs: int) -> t
             break
         best = int(scores.argmax())
         row, score = rows[best], float(scores[best])
+        if candidates.exhausted:
+            break
     return row, score
 
 
