@@ -62,13 +62,14 @@ BUDGETS = (450e6, 550e6, 650e6, 750e6)  # thesis 4.4
 NARROW = Limit(low=400e6, high=401e6)
 QUERIES: dict[str, Limit | None] = {f"at most {budget / 1e6:.0f}M": Limit(high=budget) for budget in BUDGETS}
 QUERIES |= {"400M:401M": NARROW, "no limit": None}
-# By name: the limit as quantiles of the cost over all rows, the lower end relative to the upper one's value or none.
+# By name: width of the limit relative to its upper end (None: no lower end), and the upper end as a quantile of all rows' costs.
 QUANTILES = {
     "none": (None, 1.0), "cheapest 30 %": (None, 0.3), "cheapest 5 %": (None, 0.05), "cheapest 1 %": (None, 0.01),
     "2 % below the median": (0.02, 0.5), "0.2 % below the median": (0.002, 0.5),
 }  # fmt: skip
 LANDSCAPES = 3  # of a kind
 PYMOO_GENERATIONS = 25
+STEP = 1700  # rows that a search looks at in one step at most; a step that has begun is finished
 PYMOO_LANDSCAPES = (("network", 0), ("network", 1), ("rugged", 2), ("rugged", 3), ("predictor", 4))
 SETTINGS_LANDSCAPES = (("network", 0), ("rugged", 1), ("predictor", 2), ("predictor", 3))
 
@@ -89,9 +90,11 @@ def cpu_seconds(function: Callable[[], Any], repeats: int = 1) -> float:
 def optimum(seeds: Sequence[int]) -> list[Line]:
     """How often the true optimum is found, in spaces that can be enumerated."""
     joint = JointFBNetV3()
-    cases = [small_space(kind, number) for kind in KINDS for number in range(LANDSCAPES)]
-    cases += [part_of_fbnetv3(joint, number) for number in range(LANDSCAPES)]
-    return [line for case in cases for line in _optimum_of(case, seeds)]
+    cases = [(number, small_space(kind, number)) for kind in KINDS for number in range(LANDSCAPES)]
+    cases += [(number, part_of_fbnetv3(joint, number)) for number in range(LANDSCAPES)]
+    return [
+        {"score": case.kind, "number": number, **line} for number, case in cases for line in _optimum_of(case, seeds)
+    ]
 
 
 def _optimum_of(case: Enumerated, seeds: Sequence[int]) -> Iterator[Line]:
@@ -116,7 +119,7 @@ def _optimum_of(case: Enumerated, seeds: Sequence[int]) -> Iterator[Line]:
                 found += bool(result.scores[0] >= best - close)
                 evaluations.append(result.evaluations)
             yield {
-                "score": case.kind, "free_variables": len(case.variables) - len(case.fixed), "rows": len(scores),
+                "free_variables": len(case.variables) - len(case.fixed), "rows": len(scores),
                 "limit": name, "rows_inside": int(inside.sum()), "config": label, "found": found, "of_seeds": len(seeds),
                 "rows_scored_mean": statistics.mean(evaluations), "cpu_seconds_median": statistics.median(seconds),
             }  # fmt: skip
@@ -315,7 +318,7 @@ def against_pymoo(seeds: Sequence[int]) -> list[Line]:
         spread, runs = joint.spread(score), []
         for seed in seeds:
             theirs, rows, their_seconds = pymoo_best(joint, score, BUDGETS[1], seed)
-            config = EvolutionConfig(max_evaluations=rows - 2000)  # a step that has begun is finished
+            config = EvolutionConfig(max_evaluations=rows - STEP)
             found, our_seconds = _best(joint, score, Limit(high=BUDGETS[1]), config, seed)
             ours, looked = float(found.scores[0]), max(found.checked, found.evaluations)
             assert looked <= rows
