@@ -62,7 +62,7 @@ BUDGETS = (450e6, 550e6, 650e6, 750e6)  # thesis 4.4
 NARROW = Limit(low=400e6, high=401e6)
 QUERIES: dict[str, Limit | None] = {f"at most {budget / 1e6:.0f}M": Limit(high=budget) for budget in BUDGETS}
 QUERIES |= {"400M:401M": NARROW, "no limit": None}
-# By name: width of the limit relative to its upper end (None: no lower end), and the upper end as a quantile of all rows' costs.
+# By name: width of the limit relative to its upper end (None: no lower end), and the upper end as a quantile of all costs.
 QUANTILES = {
     "none": (None, 1.0), "cheapest 30 %": (None, 0.3), "cheapest 5 %": (None, 0.05), "cheapest 1 %": (None, 0.01),
     "2 % below the median": (0.02, 0.5), "0.2 % below the median": (0.002, 0.5),
