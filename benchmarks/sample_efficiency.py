@@ -4,7 +4,8 @@ In every split 48 candidates at random are held out, and predictors are fitted t
 is chosen, at each number of labels, by its mean squared error in the first half of the splits and reported on the second; both
 stand in the table. `labels_without` is how many labels the same predictor needs without pretraining for the same error (all
 splits, interpolated in the logarithm of the labels); `gain` is how many times more that is; the thesis has 5. Pretraining
-sees no accuracies; its pool is the run's.
+sees no accuracies; its pool is the run's. A second table has what predictors of the rounds before make of each next round,
+whose candidates were chosen by prediction: `bias` is predicted minus measured.
 
 Each split is kept in a file under `--work` when it is done: started again, the script goes on where it was.
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,11 +31,12 @@ import torch
 from benchmarks.charts import Line, Panel, draw
 from benchmarks.tables import parser, write_table
 from predictor.config import PRESETS, PredictorConfig
+from predictor.features import STATISTICS
 from predictor.fit import fit
 from predictor.metrics import report
 from predictor.pretrain import Pretrained, pretrain
 from predictor.table import Curves, read_curves
-from predictor.validation import BoostedTrees
+from predictor.validation import BoostedTrees, tree_features
 from recipes.space import JointSpace, load_joint
 from search_spaces.limits import Limit
 from search_spaces.seeding import numpy_rng
@@ -44,6 +47,7 @@ FIGURE = Path("docs/figures/sample_efficiency.svg")
 METRICS = ("mse", "kendall_tau", "spearman", "r2")
 SAMPLES = 200  # bootstrap samples of the splits, for the gain
 WITHOUT = ", not pretrained"
+TREES, PROCESS = "boosted trees", "Gaussian process"
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,32 +57,37 @@ class Variant:
     """A predictor to compare.
 
     Attributes:
-        config: None: boosted trees.
+        config: of the predictor, or the name of a baseline.
         pretrained: whether its encoder is.
     """
 
-    config: PredictorConfig | None
-    pretrained: bool
+    config: PredictorConfig | str
+    pretrained: bool = False
 
     @property
     def key(self) -> str:
         """Tells whether a stored result is of this variant."""
-        content = [None if self.config is None else to_plain(self.config), self.pretrained]
+        content = [to_plain(self.config), self.pretrained]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def variants() -> dict[str, Variant]:
-    """The default, each of its parts left out or added, the published setting, and the baseline."""
+    """The default, each of its parts left out or added, the published setting, and two baselines."""
     default, thesis = PRESETS["default"], PRESETS["thesis"]
     without_statistics = default.replace(statistics_as_inputs=False)
     frozen = default.replace(frozen_epochs=default.epochs // 2, epochs=default.epochs // 2, reduced=0.1)
     made = {}
-    for name, config in (("default", default), ("no statistics as inputs", without_statistics), ("thesis", thesis)):
+    for name, config in (
+        ("default", default),
+        ("no statistics as inputs", without_statistics),
+        ("encoder at the full rate", default.replace(encoder_rate=1.0)),
+        ("thesis", thesis),
+    ):
         made[name] = Variant(config=config, pretrained=True)
         made[name + WITHOUT] = Variant(config=config, pretrained=False)
     made["one member"] = Variant(config=default.replace(members=1), pretrained=True)
     made["encoder frozen first"] = Variant(config=frozen, pretrained=True)
-    made["boosted trees"] = Variant(config=None, pretrained=False)
+    made |= {name: Variant(config=name) for name in (TREES, PROCESS)}
     return made
 
 
@@ -133,13 +142,15 @@ class Study:
         self, variant: Variant, train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], seed: int
     ) -> Floats:
         """Accuracies `(len(test),)` that a variant predicts, having seen those of ``train``."""
-        rows, labels = self.table.rows, self.table.accuracies()
-        config = variant.config
-        if config is None:
+        rows, labels, config = self.table.rows, self.table.accuracies(), variant.config
+        if isinstance(config, str):
             counted = self.space.statistics(rows, **self.counting)
-            known, asked = ({name: counted[name][part] for name in ("flops", "params")} for part in (train, test))
-            trees = BoostedTrees(self.space, rows[train], labels[train], statistics=known, seed=seed)
-            return trees.predict(rows[test], asked)
+            known, asked = ({name: counted[name][part] for name in STATISTICS} for part in (train, test))
+            if config == TREES:
+                trees = BoostedTrees(self.space, rows[train], labels[train], statistics=known, seed=seed)
+                return trees.predict(rows[test], asked)
+            features = [tree_features(self.space, rows[part], facts) for part, facts in ((train, known), (test, asked))]
+            return gaussian_process(features[0], labels[train], features[1])
         encoder = self.pretrained(config.members, config.embedding_width) if variant.pretrained else None
         made = fit(
             self.space, rows[train], labels[train], seed=seed, config=config, pretrained=encoder,
@@ -148,32 +159,94 @@ class Study:
         return made.predict(rows[test])
 
 
-def measure_split(study: Study, number: int, folder: Path) -> pd.DataFrame:
-    """A line a variant and number of labels; what is in the split's file already is not measured again."""
-    path = folder / f"split-{number:03d}.csv"
+def gaussian_process(features: Floats, labels: Floats, asked: Floats) -> Floats:
+    """What a Gaussian process predicts: one length for all standardised features, and noise, both by likelihood.
+
+    Args:
+        features: `(n, f)`.
+        labels: `(n,)`.
+        asked: `(m, f)`.
+
+    Returns:
+        `(m,)`.
+    """
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    varied = std > 0
+    width = float(np.sqrt(varied.sum()))
+    kernel = ConstantKernel() * RBF(width, (0.3 * width, 30 * width)) + WhiteKernel(0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a length ends at its bound
+        process = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0)
+        process.fit((features - mean)[:, varied] / std[varied], labels)
+        return np.asarray(process.predict((asked - mean)[:, varied] / std[varied]), dtype=np.float64)
+
+
+def measure(
+    study: Study,
+    train: npt.NDArray[np.int64],
+    test: npt.NDArray[np.int64],
+    sizes: Sequence[int],
+    number: int,
+    path: Path,
+) -> pd.DataFrame:
+    """A line a variant and number of labels; what is in the file already is not measured again.
+
+    Args:
+        study: see there.
+        train: positions to learn from, in the order of use.
+        test: positions to predict.
+        sizes: how many of the first.
+        number: of the split, or round.
+        path: of the file.
+    """
     lines: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    known = {(line["key"], line["labels"]) for line in lines}
-    train, test = study.split(number)
+    known, labels = {(line["key"], line["labels"]) for line in lines}, study.table.accuracies()[test]
     for name, variant in variants().items():
-        fresh = [size for size in study.sizes if (variant.key, size) not in known]
-        if fresh and variant.pretrained and variant.config is not None:
+        fresh = [size for size in sizes if (variant.key, size) not in known]
+        if fresh and variant.pretrained and not isinstance(variant.config, str):
             study.pretrained(variant.config.members, variant.config.embedding_width)  # not in the time of the first fit
         for size in fresh:
             started = time.process_time()
             predicted = study.predictions(variant, train[:size], test, study.seed + number)
-            found = report(predicted, study.table.accuracies()[test])
+            found = report(predicted, labels)
             found = {
                 name: 0.0 if math.isnan(value) else value for name, value in found.items()
             }  # equal ones rank nothing
-            seconds = round(time.process_time() - started, 3)
             lines.append(
-                {"split": number, "variant": name, "key": variant.key, "labels": size, **found, "cpu_seconds": seconds}
-            )
+                {
+                    "split": number, "variant": name, "key": variant.key, "labels": size, **found,
+                    "bias": float((predicted - labels).mean()), "cpu_seconds": round(time.process_time() - started, 3),
+                }
+            )  # fmt: skip
         if fresh:
             write_text_atomic(path, pd.DataFrame(lines).to_csv(index=False))
     keys = [variant.key for variant in variants().values()]
     frame = pd.DataFrame(lines)
-    return frame[frame["key"].isin(keys) & frame["labels"].isin(study.sizes)]
+    return frame[frame["key"].isin(keys) & frame["labels"].isin(sizes)]
+
+
+def measure_split(study: Study, number: int, folder: Path) -> pd.DataFrame:
+    """One split, all numbers of labels."""
+    train, test = study.split(number)
+    return measure(study, train, test, study.sizes, number, folder / f"split-{number:03d}.csv")
+
+
+def next_rounds(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """A line a variant and round: predictors of all rounds before, on the candidates of the next one."""
+    rounds = study.table.facts["round"].astype(np.int64)
+    rows: list[dict[str, Any]] = []
+    for number in np.unique(rounds)[1:].tolist():
+        train, test = np.flatnonzero(rounds < number), np.flatnonzero(rounds == number)
+        if len(test) < 2:
+            continue
+        frame = measure(study, train, test, [len(train)], number, folder / f"round-{number}.csv")
+        for line in frame.to_dict("records"):
+            shown = {str(name): value for name, value in line.items() if name not in ("split", "key")}
+            rows.append({"round": number, "candidates": len(test), **shown, "seed": study.seed})
+    return rows
 
 
 def labels_needed(sizes: Sequence[int], errors: Sequence[float], target: float) -> tuple[float, str]:
@@ -271,7 +344,7 @@ def _choosing(row: Mapping[str, Any]) -> float:
 
 def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Error and rank correlation against labels."""
-    shown = ["default", "default" + WITHOUT, "thesis", "thesis" + WITHOUT, "boosted trees"]
+    shown = ["default", "default" + WITHOUT, "thesis", "thesis" + WITHOUT, TREES, PROCESS]
     panels = []
     for metric, title in (("mse", "mean squared error, squared percentage points"), ("kendall_tau", "Kendall's tau")):
         lines = []
@@ -334,6 +407,9 @@ def main() -> None:
     for number in range(arguments.splits):
         frames.append(measure_split(study, number, folder))
         print(f"split {number + 1} of {arguments.splits}", flush=True)
+    rounds = next_rounds(study, folder)
+    if rounds:
+        write_table(rounds, arguments.out / "sample_efficiency_rounds.csv")
     rows = summary(pd.concat(frames), arguments.seed)
     write_table(rows, arguments.out / "sample_efficiency.csv")
     picture(rows, arguments.figure)

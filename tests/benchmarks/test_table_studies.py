@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 import benchmarks.early_stopping
+import benchmarks.sample_efficiency
 import benchmarks.trainings
 from benchmarks.charts import Line, Panel, draw, ticks
 from benchmarks.collected_table import facts, table, without_places
@@ -18,7 +20,18 @@ from benchmarks.query_validation import contenders
 from benchmarks.query_validation import lines_of as query_lines
 from benchmarks.recipe_swap import matrix, networks_of_table, predictions
 from benchmarks.recipe_swap import trainings_of as swapped
-from benchmarks.sample_efficiency import WITHOUT, gains, labels_needed, summary, variants
+from benchmarks.sample_efficiency import (
+    WITHOUT,
+    Study,
+    Variant,
+    gains,
+    gaussian_process,
+    labels_needed,
+    measure_split,
+    next_rounds,
+    summary,
+    variants,
+)
 from benchmarks.seed_noise import chosen_candidates, noise, rank_agreement, spread_over
 from benchmarks.trainings import Run, difference, over_seeds, read_run, train_all
 from predictor.config import PredictorConfig
@@ -207,11 +220,65 @@ def test_the_best_variant_is_chosen_on_one_half_and_reported_on_the_other() -> N
     assert rows["default"]["gain_is"] == ">" and rows["default"]["mse_reporting_se"] == pytest.approx(0.1 / np.sqrt(3))
 
 
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    run = read_run(collected(tmp_path / "run"))
+    table(run).to_csv(tmp_path / "t.csv", index=False)
+    return Study(
+        space=run.space, table=read_curves(tmp_path / "t.csv", run.space), counting={"num_classes": 10, "in_channels": 1},
+        flops=run.flops_range, pool=100, held_out=12, sizes=[10, 35], seed=0,
+    )  # fmt: skip
+
+
+def test_splits_are_measured_once(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-in predictors of the baselines' names: the mean, and one that knows the answer but for 1 point."""
+    calls = []
+
+    def predictions(self: Study, variant: Variant, train: Any, test: Any, seed: int) -> Any:
+        calls.append((variant.config, len(train)))
+        labels = self.table.accuracies()
+        return np.full(len(test), labels[train].mean()) if variant.config == "boosted trees" else labels[test] + 1
+
+    monkeypatch.setattr(Study, "predictions", predictions)
+    chosen = {name: variant for name, variant in variants().items() if isinstance(variant.config, str)}
+    monkeypatch.setattr(benchmarks.sample_efficiency, "variants", lambda: chosen)
+    train, test = study.split(3)
+    assert sorted([*train, *test]) == list(range(47)) and len(test) == 12
+    assert (study.split(3)[0] == train).all() and (study.split(4)[1] != test).any()
+    frame = measure_split(study, 3, tmp_path)
+    assert len(calls) == 4 and {(line.variant, line.labels) for line in frame.itertuples()} == {
+        (name, size) for name in chosen for size in (10, 35)
+    }
+    known = frame[frame["variant"] == "Gaussian process"]
+    assert known["mse"].tolist() == pytest.approx([1, 1]) and known["bias"].tolist() == pytest.approx([1, 1])
+    assert known["kendall_tau"].tolist() == pytest.approx([1, 1])
+    mean = frame[(frame["variant"] == "boosted trees") & (frame["labels"] == 10)].iloc[0]
+    labels = study.table.accuracies()
+    assert mean["kendall_tau"] == 0 and mean["mse"] == pytest.approx(
+        ((labels[train[:10]].mean() - labels[test]) ** 2).mean()
+    )
+    again = measure_split(replace(study, sizes=[10, 20]), 3, tmp_path)
+    assert len(calls) == 6 and set(again["labels"]) == {10, 20}
+    rounds = next_rounds(study, tmp_path)
+    assert [(line["round"], line["labels"], line["candidates"]) for line in rounds] == [(2, 23, 24)] * 2
+    assert rounds[1]["bias"] == pytest.approx(1)
+
+
+def test_a_gaussian_process_learns_a_line_in_any_unit() -> None:
+    rng = np.random.default_rng(0)
+    features = np.column_stack([rng.normal(size=(80, 3)), np.ones(80)])  # one feature never varies
+    labels = 50 + features[:, :3] @ [2.0, -1.0, 0.5] + 0.1 * rng.normal(size=80)
+    found = gaussian_process(features[:60], labels[:60], features[60:])
+    assert ((found - labels[60:]) ** 2).mean() < 0.05 * labels.var()
+    scaled = features * [1000, 1e-3, 1, 1] + 7
+    assert gaussian_process(scaled[:60], labels[:60], scaled[60:]) == pytest.approx(found, abs=1e-3)
+
+
 def test_variants_differ_and_the_thesis_is_as_printed() -> None:
     found = variants()
     assert len({variant.key for variant in found.values()}) == len(found)
     config = found["thesis"].config
-    assert config is not None and (config.frozen_epochs, config.epochs, config.members) == (50, 50, 1)
+    assert isinstance(config, PredictorConfig) and (config.frozen_epochs, config.epochs, config.members) == (50, 50, 1)
     assert all(name.removesuffix(WITHOUT) in found for name in found)
 
 
