@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.charts import Line, Panel, draw
 from benchmarks.tables import parser, write_table
+from nas.reporting.charts import Line, Panel, draw
 from predictor.iterate import early_stop_epoch, rank_correlations
 from predictor.table import Curves, read_curves
 from recipes.space import load_joint

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from benchmarks.charts import Line, Panel, draw
 from benchmarks.tables import parser, write_table
+from nas.reporting.charts import Line, Panel, draw
 from predictor.config import PRESETS, PredictorConfig
 from predictor.features import STATISTICS
 from predictor.fit import fit

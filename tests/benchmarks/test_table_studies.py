@@ -13,7 +13,6 @@ import pytest
 import benchmarks.early_stopping
 import benchmarks.sample_efficiency
 import benchmarks.trainings
-from benchmarks.charts import Line, Panel, draw, ticks
 from benchmarks.collected_table import facts, table, without_places
 from benchmarks.early_stopping import rows_of, saved_percent
 from benchmarks.query_validation import contenders
@@ -34,6 +33,7 @@ from benchmarks.sample_efficiency import (
 )
 from benchmarks.seed_noise import chosen_candidates, noise, rank_agreement, spread_over
 from benchmarks.trainings import Run, difference, over_seeds, read_run, train_all
+from nas.reporting.charts import Line, Panel, draw, ticks
 from predictor.config import PredictorConfig
 from predictor.fit import fit
 from predictor.parallel import Resources
