@@ -123,13 +123,13 @@ def architecture_picture(
 def _rows(blocks: Sequence[Drawn], width: float) -> Iterator[list[Drawn]]:
     """Blocks row by row: a row ends where the next block has no room."""
     row: list[Drawn] = []
-    used = ENDS + BETWEEN
+    used = float(ENDS + BETWEEN)
     for block in blocks:
         apart = GAP if row and row[-1].size == block.size else BETWEEN
         needed = block.width + apart + (ENDS + BETWEEN if block is blocks[-1] else 0)
         if row and used + needed > width:
             yield row
-            row, used = [], 0
+            row, used = [], 0.0
         row.append(block)
         used += block.width + apart
     yield row

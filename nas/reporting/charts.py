@@ -23,7 +23,7 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: in the legend, once for all panels.
+        name: in the legend, once for all panels; not there where the panel has that title.
         x: `(n,)`.
         y: `(n,)`; NaN where there is no point.
         low: `(n,)` lower ends of error bars; none where empty.
@@ -130,12 +130,16 @@ def chart(panels: Sequence[Panel], title: str, description: str = "", *, columns
     for index, panel in enumerate(panels):
         left, top = MARGIN + index % columns * (SIDE + GAP), MARGIN // 2 + index // columns * tall
         drawn += _panel(panel, left, top, colours)
-    legend, height = _legend(named, colours, width, MARGIN // 2 + math.ceil(len(panels) / columns) * tall)
+    titles = {panel.title for panel in panels}
+    explained = {name: line for name, line in named.items() if name not in titles}
+    legend, height = _legend(explained, colours, width, MARGIN // 2 + math.ceil(len(panels) / columns) * tall - 14)
     return Figure(width=width, height=height, drawn=(*drawn, *legend), title=title, description=description)
 
 
 def _legend(named: dict[str, Line], colours: dict[str, str], width: float, top: float) -> tuple[list[str], float]:
     """Names of the lines in as many rows as they need, from ``top`` on; and where they end."""
+    if not named:
+        return [], top - ROW
     drawn, x, y = [], float(MARGIN), top
     for name, line in named.items():
         shown = shortened(name, LONGEST)
@@ -179,9 +183,9 @@ def _panel(panel: Panel, left: float, top: float, colours: dict[str, str]) -> li
     drawn.append(words(left + SIDE / 2, bottom + 34, 12, "middle", panel.x_label, faint=True))
     if panel.level is not None:
         _, y = at(x_low, panel.level)
-        line = f'd="M{left:.1f} {y:.1f}H{left + SIDE:.1f}" stroke="{INK}" stroke-dasharray="2 3"'
-        drawn.append(f'<path class="mark" {line}/>')
-        drawn.append(words(left + 6, y - 5, 11, "start", panel.level_name))
+        across = f'd="M{left:.1f} {y:.1f}H{left + SIDE:.1f}"'
+        drawn.append(f'<path class="mark" {across} stroke="{INK}" stroke-dasharray="2 3"/>')
+        drawn.append(words(left + 6, y - 5 if y - top > 16 else y + 13, 11, "start", panel.level_name))
     for line in panel.lines:
         drawn += _line(
             line, [at(x, y) for x, y in line.points], [(at(x, a), at(x, b)) for x, a, b in line.bars], colours
