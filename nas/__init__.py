@@ -1,8 +1,8 @@
 """Efficient-network design: search, train, export.
 
-Everything a user calls is here, loaded on first use: ``nas.search``, ``nas.train``, ``nas.export``, ``nas.build``,
-``nas.cost``, ``nas.load_space``, ``nas.load_architecture``, ``nas.load_dataset``, ``nas.load_recipe`` and the classes they take
-and return.
+Everything a user calls is here, loaded on first use: ``nas.search``, ``nas.train``, ``nas.export``, ``nas.report``,
+``nas.build``, ``nas.cost``, ``nas.load_space``, ``nas.load_architecture``, ``nas.load_dataset``, ``nas.load_recipe`` and the
+classes they take and return.
 """
 
 import importlib
@@ -36,6 +36,7 @@ _WHERE = {
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
     "nars": "nas.rounds",
+    "report": "nas.reporting.report",
     "query": "nas.querying",
     "measure_latency": "nas.latency",
     "measure_space": "nas.latency",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from nas.models import create_model as create_model
     from nas.predictors import fit_predictor as fit_predictor
     from nas.querying import query as query
+    from nas.reporting.report import report as report
     from nas.rounds import nars as nars
     from nas.searching import search as search
     from nas.training import train as train

@@ -12,6 +12,7 @@ import numpy as np
 from nas.candidate import CANDIDATES, search_images, train_candidate
 from nas.designs import Design, design_cost, design_to_json
 from nas.loading import load_design
+from nas.reporting.live import shown_live
 from predictor.config import PredictorConfig, load_preset
 from predictor.fit import fit
 from predictor.iterate import IterationConfig, Scores, bin_indices, iterate, rank_correlations
@@ -118,7 +119,7 @@ def nars(
         "pool": pool, "epochs": epochs, "images": images, "held_out": withheld,
         "predictor": to_plain(load_preset(preset)), "device": device,
     }  # fmt: skip
-    with RunFolder(out, recorded, seed=seed, command=command, resume=True) as run:
+    with RunFolder(out, recorded, seed=seed, command=command, resume=True) as run, shown_live(run.path):
         trials = Trials(run.path / TRIALS, joint, recorded)
         pretrained = None
         if joint.architecture is not None:

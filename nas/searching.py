@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nas.loading import load_space
+from nas.reporting.live import shown_live
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import own_device, process_group, ranks
 from recipes.run_folder import RunFolder
@@ -135,7 +136,7 @@ def search(
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None and place.main:
         folder = RunFolder(out, recorded, seed=config.seed, command=command, resume=resume)
-    with folder as run, process_group(chosen, place):
+    with folder as run, process_group(chosen, place), shown_live(None if run is None else run.path) as shown:
         return search_supergraph(
             space,
             dataset.train,
@@ -145,7 +146,7 @@ def search(
             in_channels=dataset.in_channels,
             counted_classes=counted,
             run=run,
-            callbacks=callbacks if place.main else [],
+            callbacks=[*callbacks, *shown] if place.main else [],
             device=chosen,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,

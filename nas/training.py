@@ -13,6 +13,7 @@ from torch import nn
 from nas.designs import Design, design_cost, design_to_json
 from nas.loading import MODEL, load_design, load_model, save_model
 from nas.models import build_pretrained
+from nas.reporting.live import shown_live
 from recipes.datasets import Dataset, load_dataset
 from recipes.distillation import Distillation
 from recipes.distributed import own_device, process_group, ranks
@@ -133,12 +134,12 @@ def train(
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None and place.main:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
-    with folder as run, process_group(where, place):
+    with folder as run, process_group(where, place), shown_live(None if run is None else run.path) as shown:
         if run is not None and isinstance(design, Architecture):
             design.save(run.architecture)
         fitted = fit(
             model, dataset.train, dataset.test, recipe, resolution=side, seed=seed, run=run, loss=loss,
-            callbacks=callbacks if place.main else (), device=where, resume=resume,
+            callbacks=[*callbacks, *shown] if place.main else (), device=where, resume=resume,
         )  # fmt: skip
         assert fitted.evaluation is not None, "there is a test source"
         result = TrainResult(design=design, model=fitted.model, evaluation=fitted.evaluation, cost=exact)

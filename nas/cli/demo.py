@@ -22,6 +22,7 @@ def demo_command(
 
     from nas.cli.progress import ProgressBar
     from nas.demo import demo, demo_table
+    from nas.reporting.report import report
 
     torch.set_num_threads(1)
     with ProgressBar("demo") as progress:
@@ -40,3 +41,4 @@ def demo_command(
     typer.echo(
         f"record of the search: {out / 'search'} (config.json, metrics.csv, alpha.csv, architecture.json, result.json)"
     )
+    typer.echo(f"all of it on one page: {report(out)}")

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import typer
 
-from nas.cli import data, demo, export, latency, nars, predictor, query, search, spaces, train, zoo
+from nas.cli import data, demo, export, latency, nars, predictor, query, report, search, spaces, train, zoo
 from nas.cli.options import is_main_process
 from nas.process import tune_process
 
@@ -26,6 +26,7 @@ app.command("export")(export.export_command)
 app.command("latency")(latency.latency_command)
 app.command("nars")(nars.nars_command)
 app.command("query")(query.query_command)
+app.command("report")(report.report_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(data.app, name="data")
 app.add_typer(predictor.app, name="predictor")
