@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,21 +112,83 @@ def search(
         UserError: anything wrong with the input, in one line.
         Stopped: a SIGTERM came; the search goes on with ``resume``.
     """
+    prepared = prepare(
+        space, data, flops=flops, params=params, config=config, classes=classes, data_dir=data_dir, device=device, **changes
+    )  # fmt: skip
+    place = ranks()
+    chosen = own_device(checked_device(device), place)
+    require(not resume or out is not None, "resume needs a run folder")
+    dataset, config = prepared.dataset, prepared.config
+    folder: RunFolder | nullcontext[None] = nullcontext()
+    if out is not None and place.main:
+        folder = RunFolder(out, prepared.recorded, seed=config.seed, command=command, resume=resume)
+    with folder as run, process_group(chosen, place), shown_live(None if run is None else run.path) as shown:
+        return search_supergraph(
+            prepared.space,
+            dataset.train,
+            prepared.budget,
+            config,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            counted_classes=prepared.counted_classes,
+            run=run,
+            callbacks=[*callbacks, *shown] if place.main else [],
+            device=chosen,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Checked input of a search.
+
+    Attributes:
+        space: what can be chosen.
+        dataset: with the classes that are searched on.
+        counted_classes: of the classifier that the budget counts.
+        budget: what the derived network must meet; some network of the space does.
+        config: how to search.
+        recorded: configuration of the run folder.
+    """
+
+    space: SearchSpace
+    dataset: Dataset
+    counted_classes: int
+    budget: Budget
+    config: SearchConfig
+    recorded: dict[str, Any]
+
+
+def prepare(
+    space: str | Path | SearchSpace,
+    data: str | Dataset,
+    *,
+    flops: str | Limit | None,
+    params: str | Limit | None,
+    config: SearchConfig | None,
+    classes: int | None,
+    data_dir: str | Path | None,
+    device: str,
+    **changes: Any,
+) -> Prepared:
+    """Load and check what a search is given; see `search`.
+
+    Raises:
+        UserError: anything wrong with it.
+    """
     (budget,) = _single(parse_budgets(flops, params))
-    space = load_space(space)
+    loaded = load_space(space)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
     require(config is None or not changes, f"give config or single settings, not both: {', '.join(changes)}")
     config = config or preset(dataset.name, **changes)
     counted = dataset.num_classes
     if classes is not None:
         dataset = dataset.of_classes(classes, config.seed)
-    budget.witness(SpaceTables(space, num_classes=counted, in_channels=dataset.in_channels))
-    place = ranks()
-    chosen = own_device(checked_device(device), place)
-    require(not resume or out is not None, "resume needs a run folder")
+    budget.witness(SpaceTables(loaded, num_classes=counted, in_channels=dataset.in_channels))
     recorded = {
         "kind": "search",
-        "space": describe_space(space),
+        "space": describe_space(loaded),
         "data": dataset.name,
         "classes": classes,
         "budget": to_plain(budget),
@@ -133,24 +196,9 @@ def search(
         "device": device,
         "threads": torch.get_num_threads(),
     }
-    folder: RunFolder | nullcontext[None] = nullcontext()
-    if out is not None and place.main:
-        folder = RunFolder(out, recorded, seed=config.seed, command=command, resume=resume)
-    with folder as run, process_group(chosen, place), shown_live(None if run is None else run.path) as shown:
-        return search_supergraph(
-            space,
-            dataset.train,
-            budget,
-            config,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            counted_classes=counted,
-            run=run,
-            callbacks=[*callbacks, *shown] if place.main else [],
-            device=chosen,
-            resume=resume,
-            checkpoint_minutes=checkpoint_minutes,
-        )
+    return Prepared(
+        space=loaded, dataset=dataset, counted_classes=counted, budget=budget, config=config, recorded=recorded
+    )
 
 
 def _single(budgets: list[Budget]) -> list[Budget]:

@@ -121,7 +121,7 @@ def _attempt(
     """Do all jobs, as long as Ray lives; ``running`` holds those under way."""
     import ray
 
-    with _Cluster(resources):
+    with Cluster(resources.address):
         available = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
             require(
@@ -131,33 +131,40 @@ def _attempt(
         _tune(jobs, work, resources, folder, done, failed, running)
 
 
-class _Cluster:
-    """Ray, started or joined on entering and left on leaving; a Ray that runs already is used as it is."""
+class Cluster:
+    """Ray, started or joined on entering and left on leaving; a Ray that runs already is used as it is.
 
-    def __init__(self, resources: Resources) -> None:
-        self.resources, self.own = resources, False
+    Args:
+        address: of a cluster; None: this machine alone.
+
+    Raises:
+        UserError: on entering, if the address does not answer.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address, self.own = address, False
 
     def __enter__(self) -> None:
         import ray
 
         if ray.is_initialized():
             return
-        if self.resources.address is not None:
-            _require_answer(self.resources.address)
+        if self.address is not None:
+            _require_answer(self.address)
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints tables whatever its verbosity
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {}
-        if self.resources.address is None:  # workers find what this process finds: a clone, a user's own modules
+        if self.address is None:  # workers find what this process finds: a clone, a user's own modules
             paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             options = {"include_dashboard": False, "runtime_env": {"env_vars": paths}}
         try:
             ray.init(
-                address=self.resources.address or "local", logging_level=logging.ERROR, log_to_driver=False,
+                address=self.address or "local", logging_level=logging.ERROR, log_to_driver=False,
                 configure_logging=False, **options,
             )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            where = self.resources.address or "this machine"
+            where = self.address or "this machine"
             raise UserError(f"Ray does not answer at {where}: {first_line(error)}") from error
         self.own = True
 

@@ -57,7 +57,7 @@ def train_phase(
         }
         for name, value in values.items()
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     step, total = 0, epochs * steps_per_epoch
     for epoch in range(epochs):
         for indices in epoch_batches(epoch):

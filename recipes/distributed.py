@@ -89,6 +89,8 @@ def own_device(device: torch.device, place: Ranks) -> torch.device:
 def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
     """Join the other processes while inside, with NCCL on CUDA devices and gloo elsewhere; nothing for one process.
 
+    A group that is up already, as Ray Train's is, is used and left as it is.
+
     An error of the input that this process alone meets gets a note that says which process it was.
 
     Raises:
@@ -101,11 +103,10 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    own = not dist.is_initialized()
     try:
-        store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))  # type: ignore[attr-defined]
-        # What the processes of an attempt that died have left in the store would be taken for the present ones'.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        if own:
+            _join(backend, place)
     except (RuntimeError, ValueError) as error:  # torch's own errors of the rendezvous are RuntimeErrors
         raise UserError(f"the {place.world} processes cannot reach each other: {error}") from error
     try:
@@ -119,7 +120,16 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
             raise
         raise Stopped(f"process {place.rank} has lost the others: {first_line(error)}") from error
     finally:
-        dist.destroy_process_group()
+        if own:
+            dist.destroy_process_group()
+
+
+def _join(backend: str, place: Ranks) -> None:
+    """Start the process group that the environment describes."""
+    store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))  # type: ignore[attr-defined]
+    # What the processes of an attempt that died have left in the store would be taken for the present ones'.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _is_lost(error: RuntimeError) -> bool:

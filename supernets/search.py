@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -27,14 +28,14 @@ from recipes.distributed import (
     sum_over_ranks,
 )
 from recipes.interruption import Interruption
-from recipes.run_folder import RunFolder
+from recipes.run_folder import ARCHITECTURE, RunFolder
 from recipes.sources import Source, split_indices
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
 from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.limits import format_quantity
 from search_spaces.seeding import numpy_rng, stream_seed
-from search_spaces.serialisation import from_plain, require, to_plain, write_json, write_text_atomic
+from search_spaces.serialisation import from_plain, read_json, require, to_plain, write_json, write_text_atomic
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
@@ -150,6 +151,24 @@ def _gradient(parameter: Tensor) -> Tensor:
     """The gradient that a backward pass has left."""
     assert parameter.grad is not None
     return parameter.grad
+
+
+def read_result(folder: Path) -> SearchResult:
+    """What a search that has ended wrote into its run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    stored = read_json(folder / RESULT)
+    try:
+        cost, argmax_cost = (
+            Cost(**{key: int(value) for key, value in stored[name].items()}) for name in ("cost", "argmax_cost")
+        )
+        repaired = bool(stored["repaired"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / RESULT} is damaged: {first_line(error)}") from error
+    architecture = Architecture.load(folder / ARCHITECTURE)
+    return SearchResult(architecture=architecture, cost=cost, argmax_cost=argmax_cost, repaired=repaired)
 
 
 def _result_json(result: SearchResult, budget: Budget) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""A search whose processes Ray Train starts, on this machine or on a cluster. The only place beside `predictor.parallel` that
+knows Ray.
+
+Every worker does what a process of `torchrun` does: it reads the data where it is, and the first one writes the run folder,
+which all machines share. Where a worker is lost, Ray starts all of them again, and they go on from the last checkpoint.
+"""
+
+import csv
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.searching import prepare, search
+from predictor.parallel import Cluster
+from recipes.run_folder import METRICS, RunFolder
+from recipes.trainer import checked_device
+from search_spaces.errors import Stopped, UserError, first_line
+from search_spaces.serialisation import require
+from supernets.search import SearchResult, read_result
+
+POLL_SECONDS = 1.0
+RAY = "ray"  # folder in the run folder, of Ray's own files
+
+OnEpoch = Callable[[Mapping[str, str]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """The processes of a search, and where they run.
+
+    Attributes:
+        count: how many.
+        cpus: cores of each.
+        gpus: GPUs of each, also a part of one; with 0 the search runs on CPUs.
+        address: of a Ray cluster; None: this machine alone.
+        retries: how often all of them are started again after one was lost.
+    """
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    address: str | None = None
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"workers must be at least 1, got {self.count}")
+        require(self.cpus > 0, f"cpus of a worker must be > 0, got {self.cpus}")
+        require(self.gpus >= 0, f"gpus of a worker must be >= 0, got {self.gpus}")
+        require(self.retries >= 0, f"retries must be >= 0, got {self.retries}")
+
+    @property
+    def device(self) -> str:
+        """Where they compute."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def ray_search(
+    space: str | Path,
+    data: str,
+    *,
+    workers: Workers,
+    out: str | Path,
+    resume: bool = False,
+    on_epoch: OnEpoch | None = None,
+    command: Sequence[str] = (),
+    checkpoint_minutes: float = 10.0,
+    **arguments: Any,
+) -> SearchResult:
+    """`nas.search` by several workers of Ray.
+
+    Args:
+        space: name, YAML file or ``module:function``, which every worker can load.
+        data: name of a data set, which every worker finds.
+        workers: how many, and where.
+        out: run folder, on a disk that all machines share.
+        resume: continue the search in ``out``.
+        on_epoch: called in this process with a row of metrics.csv as it appears.
+        command: recorded in the run folder.
+        checkpoint_minutes: between checkpoints at most.
+        **arguments: others of `nas.search`: ``flops``, ``params``, ``config``, ``classes``, ``data_dir`` and single settings.
+
+    Raises:
+        UserError: anything wrong with the input, a Ray that does not answer or has too little, or what a worker says.
+        Stopped: workers were lost more often than ``retries``; the search goes on with ``resume``.
+    """
+    given = {"flops": None, "params": None, "config": None, "classes": None, "data_dir": None, **arguments}
+    if not workers.gpus:
+        checked_device(workers.device)
+    prepared = prepare(space, data, device=workers.device, **given)
+    folder = Path(out).absolute()
+    task = {
+        **given, "space": str(space), "data": data, "out": str(folder), "device": workers.device,
+        "checkpoint_minutes": checkpoint_minutes, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    with Cluster(workers.address):
+        _require_resources(workers)
+        with RunFolder(folder, prepared.recorded, seed=prepared.config.seed, command=command, resume=resume):
+            pass  # what is wrong with it is said here; from now on the first worker has its lock
+        with _following(folder / METRICS, on_epoch):
+            _train(task, workers, folder)
+    return read_result(folder)
+
+
+def _require_resources(workers: Workers) -> None:
+    """Refuse more cores or GPUs than there are; Ray would wait for them."""
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        wanted, there = each * workers.count, resources.get(kind, 0.0)
+        require(wanted <= there, f"{workers.count} workers ask for {wanted:g} {kind}s, Ray has {there:g}")
+
+
+def _work(task: dict[str, Any]) -> None:
+    """What a worker does, after Ray has set up the process group."""
+    given = dict(task)
+    torch.set_num_threads(given.pop("threads"))
+    search(given.pop("space"), given.pop("data"), resume=True, **given)
+
+
+def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
+    """Run the workers to the end.
+
+    Raises:
+        UserError: what a worker says.
+        Stopped: workers were lost.
+    """
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told once, below
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=_resources(workers)
+        ),
+        run_config=train.RunConfig(
+            name=RAY, storage_path=str(folder), failure_config=train.FailureConfig(max_failures=workers.retries)
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        said = [failure for _, failure in sorted(failures.items()) if isinstance(failure, UserError)]
+        if said:
+            raise UserError(str(said[0])) from error
+        reasons = [f"worker {rank}: {first_line(failure)}" for rank, failure in sorted(failures.items())]
+        raise Stopped("; ".join(reasons) or first_line(error)) from error
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    """Of a worker, by Ray's names."""
+    return {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+
+
+@contextmanager
+def _following(metrics: Path, on_epoch: OnEpoch | None) -> Iterator[None]:
+    """Tell every row of a run's metrics once, in a thread, while inside."""
+    if on_epoch is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def follow() -> None:
+        told = len(_rows(metrics))
+        while True:
+            last = ended.wait(POLL_SECONDS)
+            rows = _rows(metrics)
+            for row in rows[told:]:
+                on_epoch(row)
+            told = max(told, len(rows))
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _rows(metrics: Path) -> list[dict[str, str]]:
+    """Rows of the file so far; none before it is there."""
+    try:
+        with metrics.open(encoding="utf-8", newline="") as file:
+            return [dict(row) for row in csv.DictReader(file) if None not in row.values()]
+    except OSError:
+        return []

@@ -1,0 +1,74 @@
+"""Searches whose processes Ray Train starts: the same as torchrun's, gone on with after a loss, refused in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spaces_for_workers
+
+from nas.cli.main import run
+from nas.ray_search import Workers, ray_search
+from search_spaces.errors import UserError
+
+SPACE = "spaces_for_workers:tiny"
+SETTINGS: dict[str, Any] = {"flops": "60K", "epochs": 2, "batch_size": 32, "images": 160}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers need to find the space, and not to be starved."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_two_workers_do_what_torchrun_does_even_if_one_dies(
+    tmp_path: Path, paths: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setenv(spaces_for_workers.MARKER, str(tmp_path / "marker"))
+    result = ray_search(
+        SPACE, "digits", workers=Workers(count=2, cpus=0.5), out=tmp_path / "ray",
+        on_epoch=lambda row: told.append(int(row["epoch"])), **SETTINGS,
+    )  # fmt: skip
+    assert (tmp_path / "marker").exists()  # one was killed
+    assert told == [0, 1]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nas", "search",
+            "--space", SPACE, "--data", "digits", "--out", str(tmp_path / "torchrun"), "--threads", "1", *options,
+        ],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("alpha.csv", "architecture.json", "result.json"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "torchrun" / name).read_bytes()
+    assert result.cost.flops <= 60e3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "0"], "workers must be at least 1"),
+        (["--workers", "2", "--cpus-per-worker", "0"], "cpus of a worker must be > 0"),
+        (["--workers", "9999"], "9999 workers ask for 9999 CPUs"),
+        (["--ray-address", "127.0.0.1:9"], "Ray does not answer at 127.0.0.1:9"),
+        (["--workers", "2", "--flops", "1"], "no network is that small"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["search", "--space", "digits", "--data", "digits", "--flops", "500K", "--out", str(out)]
+    assert run([*arguments, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_wrong_workers() -> None:
+    with pytest.raises(UserError, match="retries"):
+        Workers(count=2, retries=-1)
