@@ -38,6 +38,7 @@ class SearchConfig:
     mask_position: MaskPosition = "affine"
     noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
+    recompute_resolutions: bool = False  # keep maps of the largest only: less memory, more time, the same bits
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True
     images: int | None = None  # training images to search on, balanced over classes; None: all

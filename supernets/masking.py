@@ -66,16 +66,23 @@ def masked_norm(x: Tensor, norm: nn.BatchNorm2d, mask: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
-    """Batch norm of x `(B, C, H, W)` with the statistics of ``norm`` and the affine vectors `(C,)` given."""
+    """Batch norm of x `(B, C, H, W)` with the statistics of ``norm`` and the affine vectors `(C,)` given.
+
+    As in torch, a norm in training whose ``track_running_stats`` is off leaves its running statistics alone.
+    """
     assert norm.momentum is not None, "no cumulative averages here"
-    if norm.training and norm.num_batches_tracked is not None:
+    tracks = norm.training and norm.track_running_stats
+    if tracks and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     if norm.training and isinstance(norm, SynchronisedBatchNorm):
         return synchronised_norm(x, norm, weight, bias)
+    running_mean, running_var = norm.running_mean, norm.running_var
+    if norm.training and not tracks and running_mean is not None and running_var is not None:
+        running_mean, running_var = running_mean.clone(), running_var.clone()  # not None: as many tensors must be kept
     return F.batch_norm(
         x,
-        norm.running_mean,
-        norm.running_var,
+        running_mean,
+        running_var,
         weight,
         bias,
         training=norm.training,
@@ -94,9 +101,10 @@ def synchronised_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Ten
     mean = differentiable_sum(x.sum((0, 2, 3))) / count
     centred = x - mean[:, None, None]
     var = differentiable_sum((centred**2).sum((0, 2, 3))) / count
-    with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
-        norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), norm.momentum)
+    if norm.track_running_stats:
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
+            norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), norm.momentum)
     scale = weight * torch.rsqrt(var + norm.eps)
     return centred * scale[:, None, None] + bias[:, None, None]
 

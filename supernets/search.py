@@ -247,6 +247,7 @@ class Searching:
         if config.sync_batch_norm and place.world > 1:
             synchronise_norms(self.supergraph)
         self.supergraph.run_all_blocks = place.world > 1  # DistributedDataParallel waits for every gradient
+        self.supergraph.recompute_resolutions = config.recompute_resolutions
         self.supergraph.alpha.requires_grad_(False)  # so that DistributedDataParallel leaves it alone
         self.parallel = share_gradients(self.supergraph, place)
         self.weights_steps = max(1, len(first) // (config.batch_size * place.nodes))

@@ -4,7 +4,7 @@
 One-hot weights give exactly the network of that row, on images subsampled to its resolution.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from supernets.blocks import LayerWeights, MaskedPoolHead, MaskedStem, MixedLaye
 from supernets.effective import EffectiveCost, SlotMasks, Weights, pick, presence
 from supernets.gumbel import gumbel_weights
 from supernets.masking import MaskPosition, width_table
+from supernets.recompute import recomputed
 from supernets.resolution import scatter_add, scatter_back, subsample
 
 
@@ -33,12 +34,18 @@ class Level(NamedTuple):
     side_out: int
 
 
+ScaledLevels = list[tuple[Level, Tensor]]  # with the weights of their resolutions
+Given = Tensor | LayerWeights  # what a layer needs to know besides its input
+
+
 class Supergraph(nn.Module):
     """All networks of a space with shared, maximally wide weights.
 
     Attributes:
         alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
         run_all_blocks: whether block types of weight exactly 0 are run too, when no gradient of the weights is wanted.
+        recompute_resolutions: whether the backward pass runs all resolutions but the largest again instead of finding their
+            maps kept: the memory of one resolution for all, the same bits, more time.
 
     Args:
         space: what can be chosen.
@@ -66,6 +73,7 @@ class Supergraph(nn.Module):
         self.option_counts = [int(count) for count in space.option_counts]
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
         self.run_all_blocks = False
+        self.recompute_resolutions = False
         self.cost = EffectiveCost(self.tables)
         self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
         with torch.random.fork_rng(devices=[]):
@@ -190,19 +198,32 @@ class Supergraph(nn.Module):
         ]
         stem_mask = pick(weights, self.space.stem.width) @ self.get_buffer("stem_widths")
         full = [layer[-1].side_out for layer in self.levels]
-        x = _over_resolutions(levels[0], images, full[0], lambda y, scale: self.stem(y, stem_mask, scale))
+        x = self._over_resolutions(self.stem, stem_mask, levels[0], images, full[0])
         for index, (layer, given) in enumerate(zip(self.layers, self.layer_weights(weights), strict=True), start=1):
-            x = _over_resolutions(levels[index], x, full[index], partial(_run_layer, layer, given))
+            x = self._over_resolutions(layer, given, levels[index], x, full[index])
         head_mask = pick(weights, self.space.slots[-1].width) @ self.get_buffer("head_widths")
-        pooled = [self.head(subsample(x, level.side_in), head_mask, scale) for level, scale in levels[-1]]
-        return self.classifier(torch.stack(pooled).sum(0).flatten(1))  # type: ignore[no-any-return]
+        pooled = [*self._at_resolutions(self.head, head_mask, levels[-1], x)]
+        return self.classifier(torch.stack(pooled[::-1]).sum(0).flatten(1))  # type: ignore[no-any-return]
+
+    def _over_resolutions(self, layer: nn.Module, given: Given, levels: ScaledLevels, x: Tensor, full: int) -> Tensor:
+        """Sum over resolutions of scatter(layer(subsample(x)) times the weight of the resolution), a map of side ``full``."""
+        total: Tensor | None = None
+        for y in self._at_resolutions(layer, given, levels, x):  # the largest first: the others are added into its map
+            total = scatter_back(y, full) if total is None else scatter_add(total, y)
+        assert total is not None, "some resolution is active"
+        return total
+
+    def _at_resolutions(self, layer: nn.Module, given: Given, levels: ScaledLevels, x: Tensor) -> Iterator[Tensor]:
+        """What a layer makes of ``x`` `(B, C, H, H)` at every resolution, the largest first."""
+        for index, (level, scale) in enumerate(reversed(levels)):
+            run = partial(_run_layer, layer, given, level.side_in)
+            again = self.recompute_resolutions and index > 0
+            yield recomputed(run, layer, x, scale) if again else run(x, scale)
 
 
-Run = Callable[[Tensor, Tensor], Tensor]  # (map of one resolution, its weight) -> map
-
-
-def _run_layer(layer: nn.Module, given: LayerWeights, x: Tensor, scale: Tensor) -> Tensor:
-    return layer(x, given, scale)  # type: ignore[no-any-return]
+def _run_layer(layer: nn.Module, given: Given, side: int, x: Tensor, scale: Tensor) -> Tensor:
+    """A layer on the subsample of ``x`` that has this side, times the weight of the resolution."""
+    return layer(subsample(x, side), given, scale)  # type: ignore[no-any-return]
 
 
 def _active(gumbel_weights: Tensor) -> tuple[int, ...]:
@@ -210,13 +231,3 @@ def _active(gumbel_weights: Tensor) -> tuple[int, ...]:
     if gumbel_weights.requires_grad:
         return tuple(range(len(gumbel_weights)))
     return tuple(index for index, weight in enumerate(gumbel_weights.tolist()) if weight != 0)
-
-
-def _over_resolutions(levels: list[tuple[Level, Tensor]], x: Tensor, full: int, run: Run) -> Tensor:
-    """Sum over resolutions of scatter(run(subsample(x)) times the weight of the resolution), a map of side ``full``."""
-    total: Tensor | None = None
-    for level, scale in reversed(levels):  # the largest first: the others are added into its map
-        y = run(subsample(x, level.side_in), scale)
-        total = scatter_back(y, full) if total is None else scatter_add(total, y)
-    assert total is not None, "some resolution is active"
-    return total
