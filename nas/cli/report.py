@@ -8,7 +8,10 @@ import typer
 
 def report_command(
     runs: Annotated[
-        list[Path], typer.Argument(help="run folders, ended or not; a folder of such folders stands for all in it")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="run folders, ended or not; a folder of such folders stands for all in it"
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="page to write; default RUN/report.html, of several runs report.html")

@@ -21,7 +21,7 @@ from search_spaces.serialisation import write_text_atomic
 
 logger = logging.getLogger(__name__)
 
-CURVES, NETWORK, HEAT_MAP, EVENTS = "curves.svg", "architecture.svg", "alpha.svg", "tensorboard"
+CURVES, NETWORK, HEAT_MAP = "curves.svg", "architecture.svg", "alpha.svg"
 SHARE = 0.01  # of the run's time that drawing may take before its end
 
 
@@ -84,7 +84,7 @@ class Events:
     """Writes the numbers of every epoch as TensorBoard scalars, called as the columns of metrics.csv; needs `tensorboard`.
 
     Args:
-        path: folder of the event files; it is made with the first epoch.
+        path: folder of the event files: the run's own, so that `tensorboard --logdir runs` calls it by its name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +129,7 @@ def shown_live(path: Path | None) -> Iterator[list[Any]]:
         yield []
         return
     pictures = Pictures(path)
-    events = [Events(path / EVENTS)] if has_tensorboard() else []
+    events = [Events(path)] if has_tensorboard() else []
     try:
         yield [pictures, *events]
         pictures.draw()
