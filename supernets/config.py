@@ -35,6 +35,7 @@ class SearchConfig:
     adapt_cost_weight: bool = True
     commit_resolution: float = 0.6  # progress at which the resolution is decided; 1: at the end, with the rest
     land: float = 0.85  # from this progress on, alpha rests while the argmax network is inside the budget
+    alpha_loss: bool = True  # whether cross entropy moves alpha; false, the budget alone does: a control of searches
     mask_position: MaskPosition = "affine"
     noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step

@@ -396,7 +396,8 @@ class Searching:
             self._count(loss, logits, labels)
             return
         self.alpha_optimizer.param_groups[0]["lr"] = self.alpha_lr * (LANDING_RATE if landing else 1)
-        loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
+        with torch.set_grad_enabled(self.config.alpha_loss):
+            loss, logits = self._cross_entropy(images, labels, noise, self.supergraph)
         self._count(loss, logits, labels)
         expected = self.expected_cost()
         self.state.expected = float(expected.detach())

@@ -38,9 +38,15 @@ def config(**changes: Any) -> SearchConfig:
     return SearchConfig(**{"epochs": 4, "batch_size": 24, "alpha_batch_size": 12, "lr": 0.05, **changes})
 
 
-def run(settings: SearchConfig, high: float = 1e5, **options: Any) -> SearchResult:
+def run(settings: SearchConfig, high: float = 1e5, source: TensorSource | None = None, **options: Any) -> SearchResult:
     return search(
-        three_layers(), images(), Budget("flops", Limit(high=high)), settings, num_classes=4, in_channels=3, **options
+        three_layers(),
+        source or images(),
+        Budget("flops", Limit(high=high)),
+        settings,
+        num_classes=4,
+        in_channels=3,
+        **options,
     )
 
 
@@ -129,6 +135,21 @@ def test_decided_resolution_is_the_argmax_of_the_logged_alpha(tmp_path: Path) ->
     assert stored["committed"] == {"resolution": int(logits[-1].argmax())}
     assert (logits[2:] == logits[-1]).all()
     assert result.architecture.resolution == three_layers().resolution.options[int(logits[-1].argmax())]
+
+
+def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None:
+    """Other images, other weights: the same alpha to the bit, which the plain search's is not."""
+    other = TensorSource(
+        torch.zeros(120, 16, 16, 3, dtype=torch.uint8), torch.arange(120) % 4, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+
+    def alpha(name: str, source: TensorSource, blind: bool) -> bytes:
+        with RunFolder(tmp_path / name, {}, seed=0) as folder:
+            run(config(alpha_loss=not blind), run=folder, source=source)
+        return (tmp_path / name / "alpha.csv").read_bytes()
+
+    assert alpha("a", images(), True) == alpha("b", other, True)
+    assert alpha("c", images(), False) != alpha("d", other, False)
 
 
 def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:

@@ -1,0 +1,84 @@
+"""Parts of the study of search quality, by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
+from benchmarks.search_quality import RANDOM, Case, Study, by_seed, correlations, recalibrate, training_images
+from recipes.sources import TensorSource
+from search_spaces.counting import fvcore_cost
+
+COUNTING = {"num_classes": 10, "in_channels": 3}
+
+
+def images(n: int = 40, classes: int = 4) -> TensorSource:
+    x = torch.randint(0, 256, (n, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TensorSource(x, torch.arange(n) % classes, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_scaled_networks_fill_the_budget(name: str) -> None:
+    scaled = scaled_to(name, 6e6, resolution=32, **COUNTING)
+    assert scaled is not None and 0.85 * 6e6 < scaled.cost.flops <= 6e6
+    network = small_image_network(name, scaled.width, **COUNTING)
+    assert fvcore_cost(network, in_channels=3, resolution=scaled.resolution) == scaled.cost
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert scaled_to(name, 1e3, resolution=32, **COUNTING) is None
+
+
+def test_scaled_networks_are_seeded() -> None:
+    first, again, other = (small_image_network("mobilenet_v3_small", 0.3, seed=seed, **COUNTING) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
+    source, norm = images(), nn.BatchNorm2d(3)
+    norm.running_mean += 7.0
+    recalibrate(nn.Sequential(norm), source, 8)
+    (everything, _), *_ = source.batches(40, resolution=8)
+    assert norm.running_mean is not None and not norm.training
+    torch.testing.assert_close(norm.running_mean, everything.mean(dim=(0, 2, 3)), atol=1e-5, rtol=0)
+
+
+def test_correlations() -> None:
+    assert correlations([1, 2, 3], [10, 20, 30]) == pytest.approx({"kendall_tau": 1.0, "spearman": 1.0})
+    assert correlations([1, 2, 3], [30, 20, 10])["kendall_tau"] == pytest.approx(-1.0)
+    assert correlations([1, 1, 1], [1, 2, 3]) == {"kendall_tau": 0.0, "spearman": 0.0}
+
+
+def test_parts_of_the_images_are_balanced() -> None:
+    part = training_images(images(), 20)
+    assert torch.bincount(torch.as_tensor(part.labels)).tolist() == [5] * 4
+    assert len(training_images(images(), None)) == 40
+
+
+def line(kind: str, seeds: list[int], accuracies: list[float]) -> dict[str, object]:
+    return {"budget": "1M", "kind": kind, "seeds": json.dumps(seeds), "accuracies": json.dumps(accuracies)}
+
+
+LINES = [
+    line("searched", [1], [80.0]), line("searched", [0], [70.0]), line("blind", [0], [60.0]), line("blind", [1], [61.0]),
+    line(RANDOM, [0, 1], [71.0, 72.0]), line(RANDOM, [0, 1], [65.0, 66.0]),
+]  # fmt: skip
+
+
+def test_networks_by_seed() -> None:
+    np.testing.assert_array_equal(by_seed(LINES, "searched", (0, 1)), [[70.0, 80.0]])
+    np.testing.assert_array_equal(by_seed(LINES, RANDOM, (0, 1)), [[71.0, 72.0], [65.0, 66.0]])
+
+
+def test_summary_of_a_budget(tmp_path: Path) -> None:
+    case = Case(data="digits", space="digits", budgets=("1M",), search={}, recipe="digits", epochs=1, images=None)
+    study = Study(case=case, seeds=(0, 1), randoms=2, work=tmp_path, data_dir=None, processes=1)
+    found = study._summary("1M", LINES)
+    assert found["searched"] == 75.0 and found["rank"] == "[2, 1]" and found["of"] == 3
+    assert found["gain_over_random"] == pytest.approx(((70 - 68) + (80 - 69)) / 2)
+    assert found["gain_over_blind"] == pytest.approx((10 + 19) / 2)
+    assert found["gain_over_blind_se"] == pytest.approx(4.5)
+    assert found["best_random"] == 71.5
