@@ -109,7 +109,7 @@ def _run(name: str, run: Run, number: int, *, several: bool) -> str:
     rows = config_rows(run)
     if rows:
         parts.append(f"<h3>Configuration</h3>{_table('Settings', ['', 'value'], rows, hidden_head=True)}")
-        whole = f"<pre>{_lines(json.dumps(dict(run.config), indent=2))}</pre>"
+        whole = f'<pre tabindex="0">{_lines(json.dumps(dict(run.config), indent=2))}</pre>'
         parts.append(_folded("All of it, as recorded", whole))
     if run.versions:
         table = _table("Versions", ["", "value"], environment_rows(run), hidden_head=True)
@@ -163,7 +163,7 @@ def _commands(run: Run) -> list[str]:
     parts = ["<h3>Commands</h3>"]
     if not run.command and run.kind != "query":
         parts.append("<p>This run was not started on the command line; its configuration above says all of it.</p>")
-    parts += [f"<p>{text(what)}</p><pre>{text(line)}</pre>" for what, line in made]
+    parts += [f'<p>{text(what)}</p><pre tabindex="0">{text(line)}</pre>' for what, line in made]
     return parts if len(parts) > 1 else []
 
 

@@ -17,7 +17,7 @@ h3{font-size:1.1rem;margin:28px 0 10px}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 20px}
 nav ul{display:flex;flex-wrap:wrap;gap:6px 18px;list-style:none;margin:0 0 16px;padding:0}
 a{color:var(--link);overflow-wrap:anywhere}
-a:focus-visible,summary:focus-visible,.scroll:focus-visible{outline:3px solid var(--link);outline-offset:2px}
+a:focus-visible,summary:focus-visible,.scroll:focus-visible,pre:focus-visible{outline:3px solid var(--link);outline-offset:2px}
 .jump{position:absolute;left:-9999px}
 .jump:focus{left:8px;top:8px;background:var(--card);padding:8px 12px;border-radius:6px;z-index:1}
 .note{background:var(--note);border-radius:6px;padding:8px 12px;margin:0 0 14px}
@@ -25,13 +25,14 @@ a:focus-visible,summary:focus-visible,.scroll:focus-visible{outline:3px solid va
 table{border-collapse:collapse;font-size:.92rem}
 caption{text-align:left;font-weight:600;padding:0 0 6px}
 th,td{text-align:left;vertical-align:top;padding:4px 18px 4px 0;border-bottom:1px solid var(--line)}
-td{overflow-wrap:anywhere;min-width:4.5em;max-width:36em;font-variant-numeric:tabular-nums}
+td{overflow-wrap:break-word;max-width:36em;font-variant-numeric:tabular-nums}
+thead th,td{min-width:5.5em}
 tbody th{font-weight:400;color:var(--faint)}
 .unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 details{margin:0 0 12px}
 summary{cursor:pointer;padding:4px 0;color:var(--link)}
 pre{overflow-x:auto;background:var(--ground);border:1px solid var(--line);border-radius:6px;padding:10px 12px;font-size:.85rem;
-max-height:32em;white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 12px}
+max-height:32em;margin:0 0 12px}
 figure{margin:0}
 figcaption{color:var(--faint);font-size:.9rem;overflow-wrap:anywhere}
 svg{max-width:100%;height:auto;display:block}
