@@ -52,7 +52,7 @@ def read_candidates(path: Path) -> tuple[Candidate, ...]:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
             rows = connection.execute(question).fetchall()
         return tuple(_candidate(*row) for row in rows)
-    except (sqlite3.Error, ValueError, TypeError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} is damaged or no table of candidates: {error}") from error
 
 

@@ -10,6 +10,7 @@ from nas.reporting.charts import Line, Panel
 from nas.reporting.number_table import EPOCH
 from nas.reporting.runs import Run
 from search_spaces.limits import format_quantity
+from search_spaces.options import as_number
 
 QUANTITIES = {"flops": "FLOPs (multiply-adds)", "params": "parameters"}
 # Panels of an epoch's numbers: title, and columns with their names in the legend (none where the title says it).
@@ -75,8 +76,9 @@ def budget(run: Run) -> tuple[str, float] | None:
     given = run.config.get("budget")
     limit = given.get("limit") if isinstance(given, Mapping) else None
     high = limit.get("high") if isinstance(limit, Mapping) else None
-    fits = isinstance(high, (int, float)) and isinstance(given, Mapping) and given.get("quantity") in QUANTITIES
-    return (str(given["quantity"]), float(high)) if fits else None  # type: ignore[index,arg-type]
+    quantity = given.get("quantity") if isinstance(given, Mapping) else None
+    fits = quantity in tuple(QUANTITIES) and math.isfinite(as_number(high))
+    return (str(quantity), as_number(high)) if fits else None
 
 
 def _epochs(run: Run) -> list[float]:
@@ -143,11 +145,11 @@ def _candidate_panels(candidates: Sequence[Candidate], run: Run) -> Iterator[Pan
         lines=[_median_line(f"round {number}", of_round[number]) for number in rounds],
     )
     correlations = run.result.get("rank_correlations")
-    if isinstance(correlations, list) and all(isinstance(value, (int, float)) for value in correlations):
+    if isinstance(correlations, list):
         title, epochs = "rank correlation with the final accuracy", range(1, len(correlations) + 1)
-        line = Line(name=title, x=epochs, y=[float(value) for value in correlations])
-        threshold = run.config.get("threshold")
-        level = float(threshold) if isinstance(threshold, (int, float)) else None
+        line = Line(name=title, x=epochs, y=[as_number(value) for value in correlations])
+        threshold = as_number(run.config.get("threshold"))
+        level = threshold if math.isfinite(threshold) else None
         yield Panel(
             title=title, x_label="epoch", lines=[line], level=level,
             level_name="" if level is None else f"{level:g}",

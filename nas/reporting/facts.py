@@ -11,6 +11,7 @@ from nas.reporting.curves import QUANTITIES, budget
 from nas.reporting.runs import Run
 from search_spaces.architecture import Architecture
 from search_spaces.limits import format_quantity
+from search_spaces.options import as_number
 
 Rows = list[tuple[str, str]]
 KIND_NAMES = {
@@ -93,7 +94,7 @@ def _cost(run: Run, limit: tuple[str, float] | None) -> Rows:
     for key, name in (*QUANTITIES.items(), ("params_all", "parameters with biases and norms")):
         value = run.number("cost", key) if nested else run.number(key)
         if not math.isfinite(value) and len(run.answers) == 1:
-            value = _float(run.answers[0].get(key, ""))
+            value = as_number(run.answers[0].get(key, ""))
         if math.isfinite(value):
             share = f", {value / limit[1]:.3f} of the budget" if limit and limit[0] == key and limit[1] > 0 else ""
             rows.append((name, f"{value:,.0f}{share}"))
@@ -137,7 +138,7 @@ def round_table(run: Run) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def predicted(answer: Mapping[str, str]) -> str:
     """``75.32 ± 0.21`` of an answer's line."""
-    value, spread = (_float(answer.get(key, "")) for key in ("predicted", "spread"))
+    value, spread = (as_number(answer.get(key, "")) for key in ("predicted", "spread"))
     return f"{value:.2f} ± {spread:.2f}"
 
 
@@ -147,7 +148,7 @@ def answer_table(run: Run) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     head = ("answer", "predicted", *known)
     lines = []
     for line in run.answers:
-        quantities = (_float(line[key]) for key in known)
+        quantities = (as_number(line[key]) for key in known)
         lines.append((line.get("answer", ""), predicted(line), *(format_quantity(value) for value in quantities)))
     return head, lines
 
@@ -245,10 +246,3 @@ def _next(run: Run) -> list[tuple[str, str]]:
 
 def _line(arguments: Sequence[str]) -> str:
     return f"nas {shlex.join(arguments)}"
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

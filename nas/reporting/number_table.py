@@ -10,6 +10,7 @@ from search_spaces.serialisation import require
 
 Columns = dict[str, tuple[float, ...]]
 EPOCH = "epoch"
+MOST_EPOCHS = 10**9
 
 
 def read_number_table(path: Path) -> Columns:
@@ -39,7 +40,7 @@ def read_number_table(path: Path) -> Columns:
     require(len(set(header)) == len(header), f"{path} is damaged: two columns have the same name")
     numbers = [_row(row, len(header), f"{path} is damaged at line {line}") for line, row in enumerate(rows, start=2)]
     epochs = [row[0] for row in numbers]
-    whole = all(math.isfinite(epoch) and epoch == int(epoch) >= 0 for epoch in epochs)
+    whole = all(math.isfinite(epoch) and epoch == int(epoch) and 0 <= epoch < MOST_EPOCHS for epoch in epochs)
     rising = whole and all(a < b for a, b in itertools.pairwise(epochs))
     require(rising, f"{path} is damaged: epochs must be whole numbers and rise")
     return dict(zip(header, zip(*numbers, strict=True), strict=True)) if numbers else {}

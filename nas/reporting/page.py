@@ -85,13 +85,13 @@ def _comparison(named: Named) -> str:
     drawn = [(name, run) for name, run in named if run.architecture is not None]
     if len(drawn) > 1:
         figures = "".join(_figure(_picture(run, width=NARROW), name) for name, run in drawn)
-        parts.append(f'<h3>Networks side by side</h3><div class="pictures">{figures}</div>')
+        parts += [_heading("Networks side by side", 3), f'<div class="pictures">{figures}</div>']
     return f'<section id="comparison" aria-label="Comparison"><h2>Comparison</h2>{"".join(parts)}</section>'
 
 
 def _run(name: str, run: Run, number: int, *, several: bool) -> str:
-    """Everything about one run."""
-    parts = [f"<h2>{text(name)}</h2>"] if several else []
+    """Everything about one run, below its name where there are several, which is the page's title otherwise."""
+    parts, level = ([f"<h2>{text(name)}</h2>"], 3) if several else ([], 2)
     if not run.ended:
         parts.append('<p class="note">This run has not ended; what is shown is its state so far.</p>')
     parts.append(_table("Result", ["", "value"], result_rows(run), hidden_head=True))
@@ -103,34 +103,35 @@ def _run(name: str, run: Run, number: int, *, several: bool) -> str:
         head = tuple(run.answers[0])
         lines = [tuple(line.values()) for line in run.answers]
         parts.append(_folded("Variables of every answer", _table("Variables", head, lines)))
-    parts += _networks(run)
-    parts += _charts("Curves", panels(run), 3)
-    parts += _alpha(run)
+    parts += _networks(run, level)
+    parts += _charts("Curves", panels(run), level)
+    parts += _alpha(run, level)
     rows = config_rows(run)
     if rows:
-        parts.append(f"<h3>Configuration</h3>{_table('Settings', ['', 'value'], rows, hidden_head=True)}")
+        parts += [_heading("Configuration", level), _table("Settings", ["", "value"], rows, hidden_head=True)]
         whole = f'<pre tabindex="0">{_lines(json.dumps(dict(run.config), indent=2))}</pre>'
         parts.append(_folded("All of it, as recorded", whole))
     if run.versions:
         table = _table("Versions", ["", "value"], environment_rows(run), hidden_head=True)
-        parts.append(f"<h3>Environment</h3>{table}")
-    parts += _commands(run)
+        parts += [_heading("Environment", level), table]
+    parts += _commands(run, level)
     label = f' aria-label="{text(name)}"'
     return f'<section id="run-{number}"{label}>{"".join(parts)}</section>'
 
 
-def _networks(run: Run) -> list[str]:
+def _networks(run: Run, level: int) -> list[str]:
     """Pictures, wide and narrow: style shows the one that fits; and the blocks as a table."""
     if run.architecture is not None:
         wide, narrow = _picture(run), _picture(run, width=NARROW)
         both = f'<div class="wide">{wide.inline()}</div><div class="narrow">{narrow.inline()}</div>'
         table = _table("Blocks", *layer_table(run.architecture, run.resolution))
-        return [f"<h3>Network</h3><figure>{both}</figure>", _folded("Its blocks as a table", table)]
+        return [_heading("Network", level), f"<figure>{both}</figure>", _folded("Its blocks as a table", table)]
     shown = list(run.networks.items())[:MOST_NETWORKS]
     figures = [
         _figure(architecture_picture(network, width=NARROW), f"answer {number}") for number, network in shown
     ]  # fmt: skip
-    return [f'<h3>Networks</h3><div class="pictures">{"".join(figures)}</div>'] if figures else []
+    together = f'<div class="pictures">{"".join(figures)}</div>'
+    return [_heading("Networks", level), together] if figures else []
 
 
 def _picture(run: Run, width: float = WIDTH) -> Figure:
@@ -143,10 +144,10 @@ def _charts(title: str, shown: Sequence[Panel], level: int) -> list[str]:
     if not shown:
         return []
     figures = "".join(_figure(chart([panel], panel.title, f"{panel.title} by {panel.x_label}")) for panel in shown)
-    return [f'<h{level}>{text(title)}</h{level}><div class="charts">{figures}</div>']
+    return [_heading(title, level), f'<div class="charts">{figures}</div>']
 
 
-def _alpha(run: Run) -> list[str]:
+def _alpha(run: Run, level: int) -> list[str]:
     """A figure a variable."""
     variables = histories(run.alpha)
     if not variables:
@@ -155,16 +156,20 @@ def _alpha(run: Run) -> list[str]:
         _figure(heat_map([variable], f"alpha of {variable.name}", explained=False)) for variable in variables
     )
     words = "softmax(alpha) of every variable by epoch: the fuller the colour, the likelier the option; in bold the likeliest"
-    return [f'<h3>Alpha</h3><p>{words} at the last epoch.</p><div class="maps">{figures}</div>']
+    return [_heading("Alpha", level), f"<p>{words} at the last epoch.</p>", f'<div class="maps">{figures}</div>']
 
 
-def _commands(run: Run) -> list[str]:
+def _commands(run: Run, level: int) -> list[str]:
     made = commands(run)
-    parts = ["<h3>Commands</h3>"]
+    parts = [_heading("Commands", level)]
     if not run.command and run.kind != "query":
         parts.append("<p>This run was not started on the command line; its configuration above says all of it.</p>")
     parts += [f'<p>{text(what)}</p><pre tabindex="0">{text(line)}</pre>' for what, line in made]
     return parts if len(parts) > 1 else []
+
+
+def _heading(words: str, level: int) -> str:
+    return f"<h{level}>{text(words)}</h{level}>"
 
 
 def _figure(drawing: Figure, caption: str = "") -> str:

@@ -37,6 +37,8 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     require(path.parent.is_dir(), f"--out {path}: there is no folder {path.parent}")
     try:
         write_text_atomic(path, page(found))
+    except RecursionError as error:
+        raise UserError(f"{', '.join(map(str, paths))}: a file is nested too deeply") from error
     except UserError as error:
         if out is None:
             raise UserError(f"{error}; choose another place with --out") from error

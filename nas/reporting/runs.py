@@ -10,8 +10,9 @@ from typing import Any
 from nas.reporting.candidates import Candidate, read_candidates
 from nas.reporting.number_table import EPOCH, Columns, read_number_table
 from recipes.run_folder import ARCHITECTURE, CONFIG, METRICS, read_config
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.errors import UserError
+from search_spaces.options import as_number
 from search_spaces.serialisation import read_json, require
 
 ALPHA, RESULT, TRIALS, ANSWER, ANSWERS = "alpha.csv", "result.json", "trials.db", "answer.json", "answers.csv"
@@ -92,7 +93,7 @@ class Run:
     def resolution(self) -> int | None:
         """Side of the images in pixels that the network was trained on, else its own."""
         given = self.config.get("resolution")
-        if type(given) is int and given > 0:
+        if type(given) is int and 1 <= given <= MAX_RESOLUTION:
             return given
         return None if self.architecture is None else self.architecture.resolution
 
@@ -109,7 +110,7 @@ class Run:
             return math.nan
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(fits, f"{self.path / RESULT} is damaged: {'.'.join(keys)} must be a number, got {str(value)[:40]!r}")
-        return float(value)
+        return as_number(value)
 
     @property
     def stop_epoch(self) -> int | None:
@@ -177,8 +178,8 @@ def read_run(path: str | Path) -> Run:
 
 
 def folder_name(path: Path) -> str:
-    """Last part of the folder's whole path."""
-    return path.absolute().name or path.resolve().name or str(path)
+    """Last part of the folder's path, as given where that says it."""
+    return path.name if path.name not in ("", "..") else path.resolve().name or str(path)
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> Architecture | None:

@@ -12,7 +12,8 @@ STYLE = (
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 header,nav,main,footer{max-width:1280px;margin:0 auto;padding:0 16px}
 h1{font-size:1.6rem;margin:24px 0 12px;overflow-wrap:anywhere}
-h2{font-size:1.35rem;margin:0 0 12px;overflow-wrap:anywhere}
+h2{font-size:1.3rem;margin:28px 0 12px;overflow-wrap:anywhere}
+h2:first-child{margin-top:0}
 h3{font-size:1.1rem;margin:28px 0 10px}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin:0 0 20px}
 nav ul{display:flex;flex-wrap:wrap;gap:6px 18px;list-style:none;margin:0 0 16px;padding:0}
