@@ -1,6 +1,7 @@
 """Are searched networks better than others of the same size? And does the supergraph rank networks as training alone does?
 
-For every budget and seed: the searched network; one found by the same search whose alpha follows the budget alone (`blind`);
+For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
+same search whose alpha follows the budget alone (`blind`);
 random networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained
 from scratch with one recipe, the same images and the same seeds, and compared on the test images. Searching sees training
 images only. search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the
@@ -56,7 +57,7 @@ from supernets.supergraph import Supergraph
 CHECKPOINT, RESULT = "checkpoint.pt", "result.json"
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
 # What differs between the searches that are compared.
-SEARCHES: dict[str, dict[str, Any]] = {"searched": {}, "blind": {"alpha_loss": False}}
+SEARCHES: dict[str, dict[str, Any]] = {"searched": {}, "two sampled": {"sample": "two"}, "blind": {"alpha_loss": False}}
 RANDOM = "random"
 
 
@@ -213,7 +214,7 @@ class Study:
 
     def search_folder(self, kind: str, budget: str, seed: int) -> Path:
         """Run folder of a search."""
-        return self.work / "searches" / f"{kind}-{budget}-seed{seed}"
+        return self.work / "searches" / f"{kind.replace(' ', '-')}-{budget}-seed{seed}"
 
     def training_folder(self, contender: Contender, seed: int) -> Path:
         """Run folder of a training."""
@@ -249,7 +250,9 @@ class Study:
                 folder = self.search_folder(kind, budget, seed)
                 architecture = Architecture.load(folder / "architecture.json")
                 cost = Cost(**read_json(folder / RESULT)["cost"])
-                made.append(_of_space(kind, f"{kind}-{budget}-{seed}", budget, (seed,), architecture, cost))
+                made.append(
+                    _of_space(kind, f"{kind.replace(' ', '-')}-{budget}-{seed}", budget, (seed,), architecture, cost)
+                )
         tables = SpaceTables(space, **counting)
         for index, row in enumerate(self.random_rows(budget)):
             cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))

@@ -137,16 +137,19 @@ def _is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def share_gradients(model: nn.Module, place: Ranks) -> nn.Module:
+def share_gradients(model: nn.Module, place: Ranks, *, some: bool = False) -> nn.Module:
     """The model, whose gradients become the mean over all processes as backward computes them; its buffers stay its own.
 
-    Every parameter that requires a gradient now must get one in every step.
+    Args:
+        model: every parameter that requires a gradient now must get one in every step, unless `some`.
+        place: which process this is.
+        some: whether a step may leave parameters without a gradient, which costs a walk over the graph.
     """
     if place.world == 1:
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than torch 2.9
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=some)
 
 
 def require_equal(module: nn.Module, place: Ranks, when: str) -> None:

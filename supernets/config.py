@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from search_spaces.errors import closest
 from search_spaces.serialisation import require, require_finite
@@ -39,6 +39,7 @@ class SearchConfig:
     mask_position: MaskPosition = "affine"
     noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
+    sample: Literal["all", "two"] = "all"  # block types that a layer runs in a step: all, or two drawn by their weights
     recompute_resolutions: bool = False  # keep maps of the largest only: less memory, more time, the same bits
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True
@@ -62,6 +63,10 @@ class SearchConfig:
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("commit_resolution", "land"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(
+            not (self.sample == "two" and self.sync_batch_norm and self.noise_per_rank),
+            "sample two with sync_batch_norm needs noise_per_rank false: norms wait for those of other processes",
+        )
         require(self.images is None or self.images >= 10, f"images must be >= 10, got {self.images}")
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
 

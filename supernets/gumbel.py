@@ -29,6 +29,25 @@ def gumbel_weights(alpha: Tensor, tau: float, noise: Tensor | float = 0.0) -> Te
     return torch.softmax((alpha + noise) / tau, dim=0)
 
 
+def keep_two(weights: Tensor) -> Tensor:
+    """The two largest weights, made to sum to 1; the others become 0 and get no gradient.
+
+    The largest of Gumbel weights are draws without replacement in proportion to exp(alpha), so this runs two sampled choices,
+    as ProxylessNAS does (Cai et al., ICLR 2019, section 3.2.2). It is biased: what is left out does not count in the mixture.
+    The bias vanishes as tau goes to 0, where two weights have all there is.
+
+    Args:
+        weights: `(n_choices,)`, non-negative.
+
+    Returns:
+        `(n_choices,)`; the weights themselves where there are two or fewer.
+    """
+    if len(weights) <= 2:
+        return weights
+    kept, chosen = weights.topk(2)
+    return torch.zeros_like(weights).scatter(0, chosen, kept / kept.sum())
+
+
 def temperature(progress: float, tau_start: float = 5.0, decay: float = 0.956, horizon: float = 90.0) -> float:
     """Annealed temperature tau_start * decay ** (horizon * progress).
 

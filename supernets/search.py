@@ -246,10 +246,13 @@ class Searching:
         self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batch_norm and place.world > 1:
             synchronise_norms(self.supergraph)
-        self.supergraph.run_all_blocks = place.world > 1  # DistributedDataParallel waits for every gradient
+        self.supergraph.sample_two = sampled = config.sample == "two"
+        self.supergraph.run_all_blocks = (
+            place.world > 1 and not sampled
+        )  # DistributedDataParallel waits for every gradient
         self.supergraph.recompute_resolutions = config.recompute_resolutions
         self.supergraph.alpha.requires_grad_(False)  # so that DistributedDataParallel leaves it alone
-        self.parallel = share_gradients(self.supergraph, place)
+        self.parallel = share_gradients(self.supergraph, place, some=sampled)
         self.weights_steps = max(1, len(first) // (config.batch_size * place.nodes))
         self.alpha_steps = max(1, len(rest) // (config.alpha_batch_size * place.nodes))
         self.weights_optimizer = self._weights_optimizer()

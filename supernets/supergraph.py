@@ -20,7 +20,7 @@ from search_spaces.tables import SpaceTables
 from search_spaces.variables import Rows
 from supernets.blocks import LayerWeights, MaskedPoolHead, MaskedStem, MixedLayer
 from supernets.effective import EffectiveCost, SlotMasks, Weights, pick, presence
-from supernets.gumbel import gumbel_weights
+from supernets.gumbel import gumbel_weights, keep_two
 from supernets.masking import MaskPosition, width_table
 from supernets.recompute import recomputed
 from supernets.resolution import scatter_add, scatter_back, subsample
@@ -43,6 +43,7 @@ class Supergraph(nn.Module):
 
     Attributes:
         alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
+        sample_two: whether a layer runs only two block types, drawn by their weights (`keep_two`).
         run_all_blocks: whether block types of weight exactly 0 are run too, when no gradient of the weights is wanted.
         recompute_resolutions: whether the backward pass runs all resolutions but the largest again instead of finding their
             maps kept: the memory of one resolution for all, the same bits, more time.
@@ -72,6 +73,7 @@ class Supergraph(nn.Module):
         self.tables = SpaceTables(space, num_classes=counted_classes or num_classes, in_channels=in_channels)
         self.option_counts = [int(count) for count in space.option_counts]
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
+        self.sample_two = False
         self.run_all_blocks = False
         self.recompute_resolutions = False
         self.cost = EffectiveCost(self.tables)
@@ -166,16 +168,23 @@ class Supergraph(nn.Module):
         slot = self.space.slots[index]
         mid_mask, squeeze_mask, out_mask, same = masks
         there, block = presence(weights, slot), pick(weights, slot.block)
+        block = keep_two(block) if self.sample_two else block
         same = same if slot.stride == 1 else torch.zeros_like(same)
         return LayerWeights(
             block=block * there,
-            active=tuple(range(len(block))) if self.run_all_blocks else _active(block),
+            active=self._active_blocks(block),
             mid_mask=mid_mask,
             squeeze_mask=squeeze_mask,
             out_mask=out_mask,
             same=same,
             identity=there * same + (1 - there),
         )
+
+    def _active_blocks(self, block: Tensor) -> tuple[int, ...]:
+        """Block types that have to run."""
+        if self.run_all_blocks:
+            return tuple(range(len(block)))
+        return _active(block.detach() if self.sample_two else block)  # what `keep_two` has left out gets no gradient
 
     def forward(self, images: Tensor, weights: Weights) -> Tensor:
         """Images at the largest resolution `(B, C, H, H)` to logits `(B, num_classes)`.

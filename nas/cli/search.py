@@ -29,6 +29,9 @@ def search_command(
         int | None, typer.Option("--classes", help="search on so many classes, chosen by the seed; default all")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
+    sample: Annotated[
+        str | None, typer.Option("--sample", help="block types a layer runs in a step: all, or two drawn (faster)")
+    ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="memory of one resolution for all of them, same result, more time")
     ] = False,
@@ -68,7 +71,8 @@ def search_command(
     budgets = parse_budgets(flops, params)
     loaded = load_space(space)
     config = preset(
-        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed, recompute_resolutions=recompute
+        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed, sample=sample,
+        recompute_resolutions=recompute,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)
     tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)

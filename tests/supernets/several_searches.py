@@ -107,7 +107,13 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "frozen, float32, one step": (Frozen, torch.float32, 1),
     "synchronised, float64": (Searching, torch.float64, None),
     "synchronised, recomputed, float64": (Searching, torch.float64, None),
+    "two sampled, frozen, float64": (Frozen, torch.float64, None),
 }
+
+
+def sampling(name: str) -> dict[str, Any]:
+    """What a variant changes in one process too."""
+    return {"sample": "two"} if name.startswith("two") else {}
 
 
 def own_noise(run: RunFolder | None = None, **options: Any) -> dict[str, Any]:
@@ -122,9 +128,9 @@ def main(folder: Path) -> None:
     place = ranks()
     stored: dict[str, Any] = {}
     with process_group(torch.device("cpu"), place):
-        for name, (kind, dtype, steps) in list(VARIANTS.items())[: 4 if place.world == 2 else 1]:
+        for name, (kind, dtype, steps) in list(VARIANTS.items())[: len(VARIANTS) if place.world == 2 else 1]:
             changes = {"sync_batch_norm": name.startswith("sync"), "recompute_resolutions": "recomputed" in name}
-            stored[name] = whole_batch(kind, dtype, steps, **changes)
+            stored[name] = whole_batch(kind, dtype, steps, **changes, **sampling(name))
         for name, kills in (("undisturbed", []), ("killed", [StopAt(1, 3)])):
             run = RunFolder(folder / name, {"a": 1}, seed=0, resume=True) if place.main else None
             if run is not None:

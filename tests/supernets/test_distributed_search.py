@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import several_searches
 import torch
-from several_searches import VARIANTS, whole_batch
+from several_searches import VARIANTS, sampling, whole_batch
 from torch import nn
 
 from recipes.checkpoint import load_checkpoint
@@ -55,7 +55,7 @@ def test_several_processes_do_what_one_does(folder: Path, name: str) -> None:
     if name not in stored(folder)[0]:
         pytest.skip("two processes show it")
     kind, dtype, steps = VARIANTS[name]
-    alone, bound = whole_batch(kind, dtype, steps), 1e-8 if dtype == torch.float64 else 1e-5
+    alone, bound = whole_batch(kind, dtype, steps, **sampling(name)), 1e-8 if dtype == torch.float64 else 1e-5
     assert float(alone["alpha"].abs().max()) > (0.05 if steps is None else -1)
     for ranked in stored(folder):
         for key, tensor in alone.items():
