@@ -3,11 +3,14 @@
 `LayerWeights` holds all that a layer needs of the Gumbel weights; it is computed once a step and shared by all resolutions.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_spaces.architecture import Activation
 from search_spaces.blocks import ACTIVATIONS, conv_norm
 from search_spaces.space import BlockType, PoolHead, Slot, Stem
 from supernets.masking import MaskPosition, masked_norm, masked_norm_activation
@@ -69,19 +72,26 @@ class MaskedInvertedResidual(nn.Module):
         self.squeeze_activation = ACTIVATIONS[block.activation]()
 
     def forward(self, x: Tensor, mid_mask: Tensor, squeeze_mask: Tensor, out_scale: Tensor) -> Tensor:
-        """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times ``out_scale`` `(C_out,)`.
-
-        Hidden channels are masked again after the depthwise norm, whose beta would revive them.
-        """
-        position = self.mask_position
+        """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times ``out_scale`` `(C_out,)`."""
         if self.pw is not None:
             conv, norm = conv_and_norm(self.pw)
-            x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, position)
+            x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, self.mask_position)
+        return self.projected(self.hidden(x, mid_mask, squeeze_mask), out_scale)
+
+    def hidden(self, x: Tensor, mid_mask: Tensor, squeeze_mask: Tensor) -> Tensor:
+        """`(B, C_mid, H, W)` to `(B, C_mid, H', W')`: depthwise convolution and squeeze-and-excite.
+
+        Channels are masked again after the depthwise norm, whose beta would revive them.
+        """
         conv, norm = conv_and_norm(self.dw)
-        x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, position)
+        x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, self.mask_position)
         if self.reduce is not None and self.expand is not None:
             squeezed = self.squeeze_activation(self.reduce(F.adaptive_avg_pool2d(x, 1)))
             x = x * F.hardsigmoid(self.expand(squeezed * squeeze_mask[:, None, None]))
+        return x
+
+    def projected(self, x: Tensor, out_scale: Tensor) -> Tensor:
+        """`(B, C_mid, H', W')` to `(B, C_out, H', W')`, times ``out_scale`` `(C_out,)`."""
         conv, norm = conv_and_norm(self.pwl)
         return masked_norm(conv(x), norm, out_scale)
 
@@ -99,6 +109,8 @@ class MixedLayer(nn.Module):
         squeeze_channels: widest squeeze.
         out_channels: widest output.
         mask_position: see `masked_norm_activation`.
+        share_pointwise: whether all block types have the same 1x1 convolutions and their norms, which then run once: the
+            mixture is taken of the depthwise convolutions' results, between the two.
     """
 
     def __init__(
@@ -109,8 +121,11 @@ class MixedLayer(nn.Module):
         squeeze_channels: int,
         out_channels: int,
         mask_position: MaskPosition,
+        *,
+        share_pointwise: bool = False,
     ) -> None:
         super().__init__()
+        self.share_pointwise = share_pointwise
         self.stride = slot.stride
         self.block_types = slot.block_types
         self.branches = nn.ModuleList(
@@ -128,14 +143,19 @@ class MixedLayer(nn.Module):
             )
             for block in self.block_types
         )
+        residuals = [branch for branch in self.branches if isinstance(branch, MaskedInvertedResidual)]
+        for branch in residuals if share_pointwise else []:
+            branch.pw, branch.pwl = residuals[0].pw, residuals[0].pwl
 
     def forward(self, x: Tensor, weights: LayerWeights, scale: Tensor) -> Tensor:
         """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times the scalar ``scale`` (the weight of this resolution)."""
-        total: Tensor | None = None
         out_mask = weights.out_mask * scale
+        total = self._mixed_inside(x, weights, out_mask) if self.share_pointwise else None
         for index in weights.active:
             branch, out_scale = self.branches[index], weights.block[index] * out_mask
             if isinstance(branch, MaskedInvertedResidual):
+                if self.share_pointwise:
+                    continue
                 y = branch(x, weights.mid_mask, weights.squeeze_mask, out_scale)
             else:  # ReLU(k z) = k ReLU(z) for k >= 0, so the factor goes into the norm
                 conv, norm = conv_and_norm(branch)
@@ -143,6 +163,40 @@ class MixedLayer(nn.Module):
             total = y if total is None else total + y
         assert total is not None, "a layer has at least one active block type"
         return total if self.stride > 1 else _add_channels(total, x, weights.identity * scale)
+
+    def _mixed_inside(self, x: Tensor, weights: LayerWeights, out_mask: Tensor) -> Tensor | None:
+        """All inverted residuals, mixed between their shared convolutions; None where there is none."""
+        residuals = {
+            index: branch
+            for index in weights.active
+            for branch in [self.branches[index]]
+            if isinstance(branch, MaskedInvertedResidual)
+        }
+        if not residuals:
+            return None
+        first = next(iter(residuals.values()))
+        expanded = _expanded(first, x, weights.mid_mask, [self.block_types[index].activation for index in residuals])
+        share = weights.block[list(residuals)].sum()
+        total: Tensor | None = None
+        for index, branch in residuals.items():
+            z = branch.hidden(expanded[self.block_types[index].activation], weights.mid_mask, weights.squeeze_mask)
+            part = weights.block[index] / share.clamp_min(torch.finfo(share.dtype).tiny)
+            total = z * part if total is None else torch.addcmul(total, z, part)
+        assert total is not None
+        return first.projected(total, share * out_mask)
+
+
+def _expanded(
+    branch: MaskedInvertedResidual, x: Tensor, mid_mask: Tensor, kinds: Sequence[Activation]
+) -> dict[Activation, Tensor]:
+    """By activation, in which block types differ, what the first 1x1 convolution of a branch makes of ``x``."""
+    if branch.pw is None:
+        return dict.fromkeys(kinds, x)
+    conv, norm = conv_and_norm(branch.pw)
+    affine = branch.mask_position == "affine"
+    y = masked_norm(conv(x), norm, mid_mask if affine else torch.ones_like(mid_mask))
+    maps = {kind: ACTIVATIONS[kind]()(y) for kind in dict.fromkeys(kinds)}
+    return maps if affine else {kind: found * mid_mask[:, None, None] for kind, found in maps.items()}
 
 
 def _add_channels(y: Tensor, x: Tensor, factor: Tensor) -> Tensor:

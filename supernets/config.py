@@ -40,6 +40,7 @@ class SearchConfig:
     noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
     sample: Literal["all", "two"] = "all"  # block types that a layer runs in a step: all, or two drawn by their weights
+    share_pointwise: bool = False  # the block types of a layer share their 1x1 convolutions: faster, fewer weights
     recompute_resolutions: bool = False  # keep maps of the largest only: less memory, more time, the same bits
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True

@@ -55,6 +55,7 @@ class Supergraph(nn.Module):
         in_channels: channels of the image.
         seed: of the initial weights; alpha starts at zero.
         mask_position: ``"affine"`` folds masks into batch norms, ``"output"`` is Eq. 3.3 to the letter.
+        share_pointwise: whether the block types of a layer share their 1x1 convolutions, see `MixedLayer`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Supergraph(nn.Module):
         seed: int = 0,
         mask_position: MaskPosition = "affine",
         counted_classes: int | None = None,
+        share_pointwise: bool = False,
     ) -> None:
         super().__init__()
         require(len(space) > 0, f"space {space.name} has nothing to choose: every variable has one option")
@@ -79,11 +81,13 @@ class Supergraph(nn.Module):
         self.cost = EffectiveCost(self.tables)
         self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
         with torch.random.fork_rng(devices=[]):
-            self._make_layers(num_classes, in_channels, mask_position)
+            self._make_layers(num_classes, in_channels, mask_position, share_pointwise)
         initialise(self, torch.Generator().manual_seed(seed))
         self.levels = self._levels()
 
-    def _make_layers(self, num_classes: int, in_channels: int, mask_position: MaskPosition) -> None:
+    def _make_layers(
+        self, num_classes: int, in_channels: int, mask_position: MaskPosition, share_pointwise: bool
+    ) -> None:
         space = self.space
         width = int(space.built_widths(space.stem.width).max())
         self.register_buffer(
@@ -94,7 +98,8 @@ class Supergraph(nn.Module):
         for slot, table in zip(space.slots, self.tables.slots, strict=True):
             out = int(space.built_widths(slot.width).max())
             middle, squeeze = int(table.mid.max()), int(table.squeeze.max())
-            self.layers.append(MixedLayer(slot, width, middle, squeeze, out, mask_position))
+            layer = MixedLayer(slot, width, middle, squeeze, out, mask_position, share_pointwise=share_pointwise)
+            self.layers.append(layer)
             width = out
         head_mid = torch.tensor([space.head_mid_channels(int(w)) for w in space.built_widths(space.slots[-1].width)])
         self.register_buffer("head_widths", width_table(head_mid), persistent=False)

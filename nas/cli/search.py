@@ -32,6 +32,9 @@ def search_command(
     sample: Annotated[
         str | None, typer.Option("--sample", help="block types a layer runs in a step: all, or two drawn (faster)")
     ] = None,
+    share_pointwise: Annotated[
+        bool, typer.Option("--share-pointwise", help="block types of a layer share their 1x1 convolutions (faster)")
+    ] = False,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="memory of one resolution for all of them, same result, more time")
     ] = False,
@@ -72,7 +75,7 @@ def search_command(
     loaded = load_space(space)
     config = preset(
         data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed, sample=sample,
-        recompute_resolutions=recompute,
+        share_pointwise=share_pointwise, recompute_resolutions=recompute,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)
     tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)

@@ -9,6 +9,7 @@ from search_spaces.fbnetv2 import fbnetv2_f
 from search_spaces.fbnetv3 import fbnetv3
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
+from supernets.blocks import MaskedInvertedResidual, conv_and_norm
 from supernets.derive import sliced_network
 from supernets.masking import MaskPosition
 from supernets.supergraph import Supergraph
@@ -23,8 +24,10 @@ def covering_rows(space: SearchSpace, n: int, seed: int) -> Rows:
     return np.stack(columns, axis=1)
 
 
-def worst_difference(space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: int, position: MaskPosition) -> float:
-    supergraph = Supergraph(space, 10, 3, seed=1, mask_position=position).to(dtype).eval()
+def worst_difference(
+    space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: int, position: MaskPosition, shared: bool = False
+) -> float:
+    supergraph = Supergraph(space, 10, 3, seed=1, mask_position=position, share_pointwise=shared).to(dtype).eval()
     randomise(supergraph, seed=2)
     side = int(max(space.resolution.options))
     generator = torch.Generator().manual_seed(3)
@@ -41,12 +44,35 @@ def worst_difference(space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: 
     return worst
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("position", ["affine", "output"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_space(dtype: torch.dtype, position: MaskPosition) -> None:
+def test_small_space(dtype: torch.dtype, position: MaskPosition, shared: bool) -> None:
     space = three_layers()
     rows = covering_rows(space, 60, seed=0)
-    assert worst_difference(space, rows, dtype, 3, position) < TOLERANCE[dtype]
+    assert worst_difference(space, rows, dtype, 3, position, shared) < TOLERANCE[dtype]
+
+
+def test_shared_pointwise_convolutions_run_once_a_resolution_and_learn() -> None:
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, share_pointwise=True)
+    layer = supergraph.layers[1]
+    residuals = [branch for branch in layer.branches if isinstance(branch, MaskedInvertedResidual)]
+    calls = [0, 0]
+    for position, pair in enumerate((residuals[0].pw, residuals[0].pwl)):
+        conv, _ = conv_and_norm(pair)  # type: ignore[arg-type]
+
+        def count(*_: object, position: int = position) -> None:
+            calls[position] += 1
+
+        conv.register_forward_hook(count)
+    generator = torch.Generator().manual_seed(0)
+    weights = supergraph.weights(1.0, torch.randn(len(supergraph.alpha), generator=generator))
+    supergraph(torch.randn(2, 3, 16, 16, generator=generator), weights).square().sum().backward()
+    assert calls == [len(supergraph.levels[2])] * 2
+    assert all(parameter.grad is not None for parameter in supergraph.parameters())
+    plain = sum(p.numel() for p in Supergraph(space, 10, 3).parameters())
+    assert sum(p.numel() for p in supergraph.parameters()) < 0.7 * plain
 
 
 @pytest.mark.parametrize("make", [fbnetv2_f, fbnetv3])
