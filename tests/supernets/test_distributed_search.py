@@ -133,3 +133,14 @@ def children(parent: int) -> list[tuple[int, list[str]]]:
         except OSError:  # gone meanwhile
             continue
     return sorted(found)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_before_the_search(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "run")
+    arguments = ["--space", "digits", "--data", "digits", "--flops", "0.2M", "--epochs", "1", "--out", out]
+    done = torchrun("-m", "nas", "search", *arguments, processes=2)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("nas: ")]
+    assert f"cannot use {out} as run folder" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
