@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.distributed import Ranks, SharedError, average_buffers, from_main, joined, mean_over_ranks, share_gradients
 from recipes.evaluation import Evaluation, evaluate, evaluation_mode
+from recipes.interruption import Interruption
 from recipes.optim import build_ema, build_optimizer, set_lr
 from recipes.recipe import Recipe
 from recipes.regularisation import CrossEntropy, draw_mixup, mixup
 from recipes.run_folder import RunFolder
 from recipes.schedules import lr_factor
 from recipes.sources import Source
-from search_spaces.errors import UserError, first_line
+from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.seeding import numpy_rng, stream_seed
 from search_spaces.serialisation import require
 
@@ -126,6 +127,7 @@ def fit(
 
     Raises:
         UserError: input that does not fit together, a loss that is not finite, a checkpoint of another run.
+        Stopped: a SIGTERM came; with a run, the epochs before are saved.
     """
     device, place = checked_device(device), joined()
     require(seed >= 0, f"seed must be >= 0, got {seed}")
@@ -144,10 +146,11 @@ def fit(
     )  # fmt: skip
     training.attach(run, resume=resume)
     evaluation = None
-    for epoch in range(training.epochs_done, recipe.last_epoch):
-        if training.state.stop:
-            break
-        evaluation = training.epoch(epoch, train, test, run)
+    with training.interruption:
+        for epoch in range(training.epochs_done, recipe.last_epoch):
+            if training.state.stop:
+                break
+            evaluation = training.epoch(epoch, train, test, run)
     if training.ema is not None:
         model.load_state_dict(training.ema.module.state_dict())
     if evaluation is None and test is not None:  # resumed after its last epoch
@@ -175,6 +178,7 @@ class _Training:
         self.state = TrainState(model=model, recipe=recipe, steps=steps)
         self.history: list[dict[str, float]] = []
         self.parallel = share_gradients(model, place)
+        self.interruption = Interruption()
 
     @property
     def epochs_done(self) -> int:
@@ -206,6 +210,8 @@ class _Training:
             losses += state.loss
             for callback in self.callbacks:
                 callback.on_step_end(state)
+            if self.interruption.asked:
+                raise Stopped(f"stopped in epoch {epoch + 1} of {self.recipe.last_epoch}")
         row: dict[str, float] = {"epoch": epoch, "lr": state.lr, "train_loss": losses / state.steps}
         evaluation = None
         for averaged in (self.model, self.ema):

@@ -21,7 +21,7 @@ from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
 from recipes.schedules import lr_factor
 from recipes.trainer import Callback, TrainState, fit
-from search_spaces.errors import UserError
+from search_spaces.errors import Stopped, UserError
 
 PLAIN = Recipe(name="plain", epochs=4, batch_size=16, lr=0.1, schedule="linear")
 EVERYTHING = PLAIN.replace(
@@ -236,6 +236,24 @@ with RunFolder(sys.argv[1], {}, seed=5) as run:
     process.communicate()
     with RunFolder(tmp_path / "run", {}, seed=5, resume=True) as run:
         assert len(load_checkpoint(run.checkpoint)["history"]) == 2
+        resumed = train(EVERYTHING, run=run, resume=True)
+    assert same_weights(resumed.model, train(EVERYTHING).model)
+
+
+def test_a_sigterm_ends_the_training_after_the_step_and_it_goes_on(tmp_path):
+    steps = []
+
+    class Terminate(Callback):
+        def on_step_end(self, state):
+            steps.append((state.epoch, state.step))
+            if state.epoch == 2 and state.step == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="epoch 3 of 4"), RunFolder(tmp_path / "run", {}, seed=5) as run:
+        train(EVERYTHING, run=run, callbacks=[Terminate()])
+    assert steps[-1] == (2, 1) and signal.getsignal(signal.SIGTERM) is before
+    with RunFolder(tmp_path / "run", {}, seed=5, resume=True) as run:
         resumed = train(EVERYTHING, run=run, resume=True)
     assert same_weights(resumed.model, train(EVERYTHING).model)
 
