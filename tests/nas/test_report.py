@@ -29,6 +29,7 @@ from search_spaces.variables import Range, VariableSet
 
 SPACE = str(Path(__file__).with_name("tiny_space.yaml"))
 XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
+MINE = VariableSet([Range("width", tuple(range(8))), Range("depth", (1, 2))])
 HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' <script>"
 
 
@@ -84,8 +85,7 @@ def nars_folder(path: Path) -> Path:
     (path / "config.json").write_text(
         json.dumps({"config": config, "seed": 0, "command": ["nars", "--out", str(path)]})
     )
-    variables = VariableSet([Range("width", tuple(range(8))), Range("depth", (1, 2))])
-    trials = Trials(path / "trials.db", variables, {"space": "mine"})
+    trials = Trials(path / "trials.db", MINE, {"space": "mine"})
     for number, (depth, epochs) in enumerate(((0, 3), (1, 2)), start=1):
         rows = np.array([[width, depth] for width in range(4)])
         trials.add(number, rows, 0, {"flops": [1e6, 2e6, 3e6, 4e6], "params": [1, 2, 3, 4]})
@@ -176,6 +176,8 @@ def test_page_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     blocks = [e for e in root.iter(f"{SVG}rect") if "block" in e.get("class", "").split()]
     assert len(blocks) == 2 * len(zoo.load("fbnetv2_f1").blocks), "a wide picture and a narrow one"
     titles = [e.findtext(f"{SVG}title") for e in root.iter(f"{SVG}svg")]
+    tau = next(e for e in root.iter(f"{SVG}svg") if e.findtext(f"{SVG}title") == "temperature tau")
+    assert {"1", "2", "3"} <= {label.text for label in tau.iter(f"{SVG}text")}, "epochs are counted from 1"
     assert {"cross entropy", "accuracy, %", "temperature tau", "alpha of width", "FLOPs (multiply-adds)"} <= set(titles)
     assert table(root, "Settings")["search.lr"] == ["0.1"] and table(root, "Settings")["space"] == ["digits"]
     assert table(root, "Versions")["torch version"] == ["2.15.0"]
@@ -245,6 +247,12 @@ def test_rounds_of_candidates(tmp_path: Path) -> None:
     scatter = next(e for e in root.iter(f"{SVG}svg") if "after epoch 2" in (e.findtext(f"{SVG}title") or ""))
     assert len(list(scatter.iter(f"{SVG}circle"))) == 6 + 2, "and two in the legend"
     assert [path.name for path in draw_run(folder)] == [CURVES]
+    (folder / "result.json").write_text('{"stop_epoch": 2, "rank_correlations": [0.1, 0.95, 1.0]}')
+    assert not read_run(folder).ended, "more rounds were asked for"
+    Trials(folder / "trials.db", MINE, {"space": "mine"}).record(8, [20.0, 21.0], 1.0)
+    assert read_run(folder).ended
+    titles = [e.findtext(f"{SVG}title") for e in parsed(nas.report(folder)).iter(f"{SVG}svg")]
+    assert "rank correlation with the final accuracy" in titles
 
 
 def test_answers_of_a_query(tmp_path: Path) -> None:
@@ -293,6 +301,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
         ("metrics.csv", b"epoch,loss\n0,1\n1\n", "line 3: it has 1 values, the header 2"),
         ("metrics.csv", b"epoch,loss\n0,one\n", "line 2"),
         ("metrics.csv", b"epoch,loss\n1,2\n0,3\n", "epochs must be whole numbers and rise"),
+        ("metrics.csv", b"epoch,loss\n1,2\n1,3\n", "epochs must be whole numbers and rise"),
         ("metrics.csv", b"epoch,loss\nnan,2\n", "epochs must be whole numbers"),
         ("metrics.csv", b"epoch,loss\n1e300,2\n", "epochs must be whole numbers"),
         ("metrics.csv", b"loss,epoch\n1,2\n", "first column must be 'epoch'"),
