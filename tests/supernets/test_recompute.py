@@ -1,6 +1,9 @@
 """Resolutions whose maps are computed again: the memory of the largest alone, the same bits as without."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from small_spaces import three_layers
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_bytes
+from nas.searching import search
+from recipes.checkpoint import load_checkpoint
 from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
 from supernets.gumbel import gumbel_noise
@@ -109,3 +114,22 @@ def test_norms_track_again_after_an_error_in_the_second_pass() -> None:
     with pytest.raises(RuntimeError, match="second pass"):
         y.sum().backward()
     assert passes == [True, False] and norm.track_running_stats
+
+
+def test_a_search_ends_with_the_same_bits_and_records_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return recomputed(*args)
+
+    monkeypatch.setattr("supernets.supergraph.recomputed", counted)
+    stored = {}
+    for recompute in (False, True):
+        out = tmp_path / str(recompute)
+        search("digits", "digits", flops="0.2M", epochs=1, images=60, recompute_resolutions=recompute, out=out)
+        assert (calls > 0) is recompute
+        assert json.loads((out / "config.json").read_text())["config"]["search"]["recompute_resolutions"] is recompute
+        stored[recompute] = load_checkpoint(out / "checkpoint.pt")["supergraph"]
+    assert all(torch.equal(stored[True][name], tensor) for name, tensor in stored[False].items())
