@@ -31,6 +31,7 @@ lint: $(VENV)/.test
 bench: $(BIN)/nas
 	$(BIN)/python -m benchmarks.cost_exactness
 	$(BIN)/python -m benchmarks.masking_growth
+	$(BIN)/python -m benchmarks.flat_memory
 	$(BIN)/python -m benchmarks.search_budgets
 	$(BIN)/python -m benchmarks.zoo
 
