@@ -17,7 +17,7 @@ def train_candidate(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]]
     Args:
         job: plain values: ``id``, ``seed``, ``architecture`` (JSON, or ``torchvision:NAME``), ``recipe`` (JSON), ``epochs``
             (early stop, or None), ``data``, ``data_dir``, ``images``, ``held_out``, ``split_seed``, ``folder``, ``threads``,
-            ``device``.
+            ``device``; ``resolution`` where it is not the network's.
         report: called after every epoch with the epoch and the accuracy in percent.
 
     Returns:
@@ -57,8 +57,8 @@ def train_candidate(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]]
     folder = Path(job["folder"]) / CANDIDATES / str(job["id"])
     with RunFolder(folder, config, seed=job["seed"], resume=True) as run:
         result = fit(
-            network, train, held_out, recipe, resolution=design.resolution, seed=job["seed"], run=run,
-            callbacks=[Reporter()], device=job["device"], resume=True,
+            network, train, held_out, recipe, resolution=job.get("resolution") or design.resolution, seed=job["seed"],
+            run=run, callbacks=[Reporter()], device=job["device"], resume=True,
         )  # fmt: skip
     curve = [row["test_accuracy"] for row in result.history]
     return {"curve": curve, "seconds": sum(row["seconds"] for row in result.history)}

@@ -25,6 +25,7 @@ from recipes.datasets import Dataset, load_dataset, resolve_data_dir
 from recipes.recipe import Recipe, load_recipe
 from recipes.run_folder import RunFolder
 from recipes.space import JointSpace, load_joint
+from search_spaces.architecture import MAX_RESOLUTION
 from search_spaces.limits import Limit
 from search_spaces.serialisation import require, to_plain, write_json, write_text_atomic
 from search_spaces.variables import Rows
@@ -58,6 +59,7 @@ def nars(
     flops: Limit | None = None,
     network: str | Path | Design | None = None,
     recipe: str | Path | Recipe | None = None,
+    resolution: int | None = None,
     rounds: int = 5,
     candidates: int = 48,
     pool: int = POOL_SIZE,
@@ -82,6 +84,7 @@ def nars(
         flops: range of the candidates' FLOPs; None for a space without networks.
         network: the fixed network of a recipe-only space, as `nas.train` takes it.
         recipe: the fixed recipe of a space without recipes, as `nas.train` takes it.
+        resolution: side of the images for the fixed network; default the network's.
         rounds: T; called again with more, it goes on with the same table.
         candidates: m of a round.
         pool: n, candidates to choose from.
@@ -104,7 +107,7 @@ def nars(
     config = IterationConfig(rounds=rounds, candidates=candidates, threshold=threshold)
     resources = resources or Resources()
     counting = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels}
-    fixed = _Fixed.of(joint, network, recipe, counting)
+    fixed = _Fixed.of(joint, network, recipe, resolution, counting)
     withheld = max(1, round(HELD_OUT * len(dataset.train))) if held_out is None else held_out
     search_images(dataset.train, images, withheld, seed)  # shows early that there are enough
     needed = rounds * candidates
@@ -118,7 +121,7 @@ def nars(
         "network": fixed.network, "recipe": fixed.recipe, "candidates": candidates, "threshold": threshold,
         "pool": pool, "epochs": epochs, "images": images, "held_out": withheld,
         "predictor": to_plain(load_preset(preset)), "device": device,
-    }  # fmt: skip
+    } | fixed.images  # fmt: skip
     with RunFolder(out, recorded, seed=seed, command=command, resume=True) as run, shown_live(run.path):
         trials = Trials(run.path / TRIALS, joint, recorded)
         pretrained = None
@@ -158,6 +161,12 @@ class _Fixed:
 
     network: Any
     recipe: Any
+    resolution: int | None
+
+    @property
+    def images(self) -> dict[str, int]:
+        """What jobs and the run's configuration say of the images' side: nothing where it is the network's own."""
+        return {} if self.resolution is None else {"resolution": self.resolution}
 
     @classmethod
     def of(
@@ -165,6 +174,7 @@ class _Fixed:
         joint: JointSpace,
         network: str | Path | Design | None,
         recipe: str | Path | Recipe | None,
+        resolution: int | None,
         counting: Mapping[str, int],
     ) -> "_Fixed":
         """Checked against what the space searches and the images of the data set.
@@ -176,13 +186,16 @@ class _Fixed:
             require(part is None or given is None, f"space {joint.name} searches the {name}; leave out --{name}")
             require(part is not None or given is not None, f"space {joint.name} has no {name}; give --{name}")
         plain = None
+        if resolution is not None:
+            require(network is not None, f"space {joint.name} chooses the resolution itself; leave out --resolution")
+            require(1 <= resolution <= MAX_RESOLUTION, f"resolution must be in 1..{MAX_RESOLUTION}, got {resolution}")
         if network is not None:
             design = load_design(network)
-            design_cost(design, **counting)  # refuses here what no candidate could be trained on
+            design_cost(design, resolution=resolution, **counting)  # refuses here what no candidate could be trained on
             plain = design_to_json(design)
         if recipe is not None and not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe)
-        return cls(plain, None if recipe is None else recipe.to_json())
+        return cls(plain, None if recipe is None else recipe.to_json(), resolution)
 
     def job(self, joint: JointSpace, trial: Trial, epochs: int | None) -> dict[str, Any]:
         """What one training is told of its candidate."""
@@ -193,6 +206,7 @@ class _Fixed:
             "seed": trial.seed,
             "architecture": self.network if architecture is None else architecture.to_json(),
             "recipe": (recipe if epochs is None else recipe.with_epochs(epochs)).to_json(),
+            **self.images,
         }
 
 

@@ -21,6 +21,9 @@ def nars_command(
     network: Annotated[
         str | None, typer.Option("--network", help="network of a recipe-only space: file, name, torchvision:NAME")
     ] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="side of the images for --network; default the network's")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="T")] = 5,
     candidates: Annotated[int, typer.Option("--candidates", help="m, trained in a round")] = 48,
     pool: Annotated[int, typer.Option("--pool", help="n, to choose from")] = 20_000,
@@ -59,6 +62,7 @@ def nars_command(
         out=out,
         flops=None if limits is None else limits[0],
         network=network,
+        resolution=resolution,
         rounds=rounds,
         candidates=candidates,
         pool=pool,

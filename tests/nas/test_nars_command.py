@@ -114,6 +114,11 @@ def test_a_candidate_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
         ({"flops": Limit(high=1e3)}, "points of digits-joint differ and have flops at most 1K"),
         ({"network": "fbnetv3_a"}, "digits-joint searches the network; leave out --network"),
         ({"space": "fbnetv3-recipe"}, "fbnetv3-recipe has no network; give --network"),
+        ({"resolution": 16}, "digits-joint chooses the resolution itself; leave out --resolution"),
+        (
+            {"space": "fbnetv3-recipe", "network": "fbnetv3_a", "flops": None, "resolution": 0},
+            "resolution must be in 1..",
+        ),
         ({"rounds": 100}, "100 rounds of 3 need a pool of 300, got 200"),
         ({"held_out": 5000}, "held-out images must be in 1..1436, got 5000"),
         ({"preset": "thesys"}, "unknown preset 'thesys'; did you mean 'thesis'?"),
