@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.memory import saved_bytes
 from benchmarks.tables import parser, write_table
 from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
@@ -59,22 +60,6 @@ class Step:
         self.optimizer.step()
         return time.process_time() - started
 
-    def saved_bytes(self) -> int:
-        """Bytes of all tensors kept for the backward pass, each storage once, parameters and buffers left out."""
-        known = {t.untyped_storage().data_ptr() for t in [*self.supergraph.parameters(), *self.supergraph.buffers()]}
-        storages: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.loss()
-        del loss
-        return sum(storages.values())
-
 
 def main() -> None:
     """Print and write the table."""
@@ -84,7 +69,7 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(1)
     steps = {count: Step(count, arguments.batch, arguments.seed) for count in OPTIONS}
-    saved = {count: step.saved_bytes() for count, step in steps.items()}
+    saved = {count: saved_bytes(step.loss, step.supergraph) for count, step in steps.items()}
     for step in steps.values():
         step.run()
     seconds: dict[int, list[float]] = {count: [] for count in OPTIONS}
