@@ -66,7 +66,7 @@ class SearchConfig:
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         require(
             not (self.sample == "two" and self.sync_batch_norm and self.noise_per_rank),
-            "sample two with sync_batch_norm needs noise_per_rank false: norms wait for those of other processes",
+            "--sample two with --sync-batch-norm needs --same-noise: a norm waits for the same one of the other processes",
         )
         require(self.images is None or self.images >= 10, f"images must be >= 10, got {self.images}")
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")

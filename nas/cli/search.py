@@ -35,6 +35,13 @@ def search_command(
     share_pointwise: Annotated[
         bool, typer.Option("--share-pointwise", help="block types of a layer share their 1x1 convolutions (faster)")
     ] = False,
+    sync_batch_norm: Annotated[
+        bool, typer.Option("--sync-batch-norm", help="several processes: batch norms see the images of all of them")
+    ] = False,
+    same_noise: Annotated[
+        bool,
+        typer.Option("--same-noise", help="several processes: all draw the same Gumbel noise; default each its own"),
+    ] = False,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="memory of one resolution for all of them, same result, more time")
     ] = False,
@@ -75,7 +82,8 @@ def search_command(
     loaded = load_space(space)
     config = preset(
         data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed, sample=sample,
-        share_pointwise=share_pointwise, recompute_resolutions=recompute,
+        share_pointwise=share_pointwise, sync_batch_norm=sync_batch_norm, noise_per_rank=not same_noise,
+        recompute_resolutions=recompute,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)
     tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)

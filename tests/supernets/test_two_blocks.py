@@ -79,6 +79,6 @@ def test_the_mixture_is_that_of_the_renormalised_weights() -> None:
 
 
 def test_norms_that_wait_for_other_processes_need_the_same_draws() -> None:
-    with pytest.raises(UserError, match="noise_per_rank"):
+    with pytest.raises(UserError, match="needs --same-noise"):
         SearchConfig(sample="two", sync_batch_norm=True)
     SearchConfig(sample="two", sync_batch_norm=True, noise_per_rank=False)
