@@ -93,13 +93,16 @@ class TreeRule(nn.Module):
             logits.ndim == 2 and logits.shape[1] == classes,
             f"a tree of {classes} classes needs logits (batch, {classes}), got {tuple(logits.shape)}",
         )
-        columns = (logits if logits.dtype == torch.float64 else logits.float()).T
-        if self._by_matrix():
-            sums = _product(self.membership.T, columns)
-        else:
-            lists = (self.below_index, self.below_start, self.path_index, self.path_start)
-            sums = _RowSums.apply(columns.contiguous(), *lists)
+        sums = self.below(logits if logits.dtype == torch.float64 else logits.float())
         return sums / self.below_counts.to(sums.dtype)[:, None]
+
+    def below(self, values: Tensor) -> Tensor:
+        """Sums of values `(B, K)` over the leaves below each choice, `(E, B)`."""
+        if self._by_matrix():
+            return _product(self.membership.T, values.T)
+        lists = (self.below_index, self.below_start, self.path_index, self.path_start)
+        sums: Tensor = _RowSums.apply(values.T.contiguous(), *lists)
+        return sums
 
     def choices(self, scores: Tensor) -> Tensor:
         """log p(j|i) of every choice: softmax of `scores` `(E, B)` over siblings, in logarithms, `(E, B)`."""
