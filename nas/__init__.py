@@ -36,6 +36,13 @@ _WHERE = {
     "cost": "search_spaces.cost",
     "create_model": "nas.models",
     "nars": "nas.rounds",
+    "nbdt": "nas.trees.wrapping",
+    "train_nbdt": "nas.trees.training",
+    "NBDT": "nas.trees.nbdt",
+    "Hierarchy": "nas.trees.hierarchy",
+    "induced_hierarchy": "nas.trees.induced",
+    "model_hierarchy": "nas.trees.induced",
+    "TreeSupervision": "nas.trees.losses",
     "report": "nas.reporting.report",
     "query": "nas.querying",
     "measure_latency": "nas.latency",
@@ -77,6 +84,13 @@ if TYPE_CHECKING:
     from nas.rounds import nars as nars
     from nas.searching import search as search
     from nas.training import train as train
+    from nas.trees.hierarchy import Hierarchy as Hierarchy
+    from nas.trees.induced import induced_hierarchy as induced_hierarchy
+    from nas.trees.induced import model_hierarchy as model_hierarchy
+    from nas.trees.losses import TreeSupervision as TreeSupervision
+    from nas.trees.nbdt import NBDT as NBDT
+    from nas.trees.training import train_nbdt as train_nbdt
+    from nas.trees.wrapping import nbdt as nbdt
     from predictor.predictor import Predictor as Predictor
     from recipes.datasets import load_dataset as load_dataset
     from recipes.evaluation import evaluate as evaluate

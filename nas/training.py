@@ -20,7 +20,7 @@ from recipes.distributed import own_device, process_group, ranks
 from recipes.evaluation import Evaluation
 from recipes.recipe import Recipe, load_recipe
 from recipes.run_folder import RunFolder
-from recipes.trainer import Callback, checked_device, fit
+from recipes.trainer import Callback, Loss, checked_device, fit
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
 from search_spaces.cost import Cost
 from search_spaces.seeding import stream_seed
@@ -70,6 +70,9 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    loss: Loss | None = None,
+    loss_callbacks: Sequence[Callback] = (),
+    recorded_loss: Any = None,
     command: Sequence[str] = (),
     **changes: Any,
 ) -> TrainResult:
@@ -93,6 +96,9 @@ def train(
         device: ``"cpu"`` or ``"cuda"``.
         resume: continue the training in ``out``.
         callbacks: see `recipes.trainer.Callback`; those of process 0 are called.
+        loss: replaces the cross entropy and the recipe's label smoothing; not together with ``teacher``.
+        loss_callbacks: what the loss needs to be told; called in every process, before ``callbacks``.
+        recorded_loss: plain values for config.json that tell the loss from others.
         command: recorded in the run folder.
         **changes: fields of the recipe that differ; ``epochs`` keeps the shape of its schedules.
 
@@ -114,7 +120,7 @@ def train(
         dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=stream_seed(seed, "weights"),
     )  # fmt: skip
     exact = design_cost(design, num_classes=dataset.num_classes, in_channels=dataset.in_channels, resolution=side)
-    loss = None
+    require(loss is None or teacher is None, "a loss of one's own takes no teacher")
     if teacher is not None:
         loss = Distillation(
             teacher=load_teacher(teacher, teacher_weights, dataset).to(where), weight=recipe.distillation,
@@ -130,7 +136,7 @@ def train(
         "teacher": None if teacher is None else _teacher_name(teacher, teacher_weights),
         "device": device,
         "threads": torch.get_num_threads(),
-    }
+    } | ({} if recorded_loss is None else {"loss": recorded_loss})
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None and place.main:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
@@ -139,7 +145,8 @@ def train(
             design.save(run.architecture)
         fitted = fit(
             model, dataset.train, dataset.test, recipe, resolution=side, seed=seed, run=run, loss=loss,
-            callbacks=[*callbacks, *shown] if place.main else (), device=where, resume=resume,
+            callbacks=[*loss_callbacks, *(callbacks if place.main else ()), *(shown if place.main else ())], device=where,
+            resume=resume,
         )  # fmt: skip
         assert fitted.evaluation is not None, "there is a test source"
         result = TrainResult(design=design, model=fitted.model, evaluation=fitted.evaluation, cost=exact)

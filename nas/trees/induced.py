@@ -96,7 +96,7 @@ def find_head(model: nn.Module, num_classes: int, head: str | None = None) -> tu
     """
     layers = dict(_feature_maps(model))
     if head is not None:
-        require(head in layers, f"{head!r} is no linear layer or 1x1 convolution{closest(head, layers)}")
+        require(head in layers, f"{head!r} is no linear layer or 1x1 convolution{closest(head, [*layers][-5:])}")
         has = _outputs(layers[head])
         require(has == num_classes, f"head {head!r} has {has} outputs, there are {num_classes} classes")
         return head, layers[head]

@@ -166,6 +166,9 @@ class MidTrainingTrees(Callback):
             if folder is not None and self._file(done).is_file():
                 self.rules[done] = SoftRule(Hierarchy.load(self._file(done), classes))
 
+    def on_step_end(self, state: TrainState) -> None:
+        """Nothing."""
+
     def on_epoch_end(self, state: TrainState) -> None:
         """Build the tree that is due."""
         done = state.epoch + 1
@@ -181,6 +184,11 @@ class MidTrainingTrees(Callback):
         """The last tree built before the epoch that `progress` is in."""
         epoch = int(progress * self.epochs + 1e-9)  # the trainer's progress is (epoch + step / steps) / epochs
         return self.rules.get(max((done for done in self.rules if done <= epoch), default=0))
+
+    @property
+    def last(self) -> Hierarchy | None:
+        """The last tree built."""
+        return self.rules[max(self.rules)].hierarchy if self.rules else None
 
     def _file(self, done: int) -> Path:
         assert self.folder is not None

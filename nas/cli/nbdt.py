@@ -1,0 +1,170 @@
+"""``nas nbdt MODEL`` and ``nas nbdt train NETWORK``."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, is_main_process, set_threads
+
+if TYPE_CHECKING:
+    from nas.trees.losses import Weight
+
+WRAP = "tree"  # the command that `nas nbdt MODEL` stands for
+
+
+class _ModelOrCommand(TyperGroup):
+    """`nas nbdt MODEL` is `nas nbdt tree MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = [WRAP, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ModelOrCommand, no_args_is_help=True,
+    help="Neural-backed decision trees: nas nbdt MODEL turns a trained network into a tree; train trains one for it.",
+)  # fmt: skip
+
+
+@app.command(WRAP)
+def tree_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="run folder of nas train or nas demo, a model.pt, or torchvision:NAME with --pretrained"),
+    ],
+    data: Annotated[str | None, typer.Option("--data", help="data set; default the one it was trained on")] = None,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            "--tree",
+            help="unit-ward (thesis), unit-average, raw-ward (the authors' package), wordnet, random, flat, or a"
+            " hierarchy file; default the one it was trained with, or unit-ward",
+        ),
+    ] = None,
+    names: Annotated[bool, typer.Option(help="name the inner nodes by WordNet")] = True,
+    head: Annotated[str | None, typer.Option("--head", help="name of the last layer, where it cannot be told")] = None,
+    pretrained: Annotated[Path | None, typer.Option("--pretrained", help="weights of a network given by name")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="side of the images in pixels; default that of training")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for the tree; default nbdt in the run folder")
+    ] = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Put a tree behind a trained network; compare both on the test images."""
+    from nas.trees.wrapping import PAGE, TREE, default_out, nbdt
+
+    set_threads(threads)
+    result = nbdt(
+        model, data, tree=tree, names=names, head=head, pretrained=pretrained, resolution=resolution,
+        out=default_out(model) if out is None else out, seed=seed, data_dir=data_dir, device=device,
+    )  # fmt: skip
+    hierarchy = result.hierarchy
+    typer.echo(
+        f"tree over {len(hierarchy.classes)} classes: {len(hierarchy.children)} inner nodes,"
+        f" {sum(map(bool, hierarchy.names))} named, depth {int(hierarchy.depth.max())}"
+    )
+    for name, evaluation in result.evaluations.items():
+        typer.echo(
+            f"{name:<6} {evaluation.accuracy:6.2f} % ± {evaluation.standard_error:.2f}"
+            f" ({evaluation.correct} of {evaluation.total} test images)"
+        )
+    assert result.out is not None
+    typer.echo(f"written to {result.out / TREE}; look at it: {result.out / PAGE}")
+
+
+@app.command("train")
+def train_command(
+    network: Annotated[str, typer.Argument(help="as nas train takes")],
+    data: Data,
+    out: Out,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            "--tree",
+            help="run folder of a trained network, whose weights give the tree; a hierarchy file; wordnet, random or"
+            " flat; default the network of --pretrained",
+        ),
+    ] = None,
+    rebuild: Annotated[
+        str | None,
+        typer.Option("--rebuild", help="START:END:PERIOD in epochs: trees from the network's own weights instead"),
+    ] = None,
+    omega: Annotated[
+        str, typer.Option("--omega", help="weight of the tree's loss: START:END, START:END:POWER or a constant")
+    ] = "0:0.5",
+    beta: Annotated[str, typer.Option("--beta", help="weight of the network's own loss, the same grammar")] = "1:0",
+    form: Annotated[
+        str, typer.Option("--form", help="nll, xent_on_probs (the authors' package), hard or hard_nodes")
+    ] = "nll",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="name or file; default: what suits the data")] = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="instead of the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="instead of the recipe's")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="instead of the recipe's")] = None,
+    resolution: Annotated[int | None, typer.Option("--resolution", help="side of the images in pixels")] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option("--pretrained", help="weights to start from: a checkpoint or a run folder")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    resume: Resume = False,
+) -> None:
+    """Train a network with tree supervision; then: nas nbdt OUT."""
+    from nas.cli.progress import ProgressBar
+    from nas.trees.training import train_nbdt
+
+    set_threads(threads)
+    with ProgressBar(Path(network).name) if is_main_process() else nullcontext() as progress:
+        result = train_nbdt(
+            network, data, tree=tree, rebuild=None if rebuild is None else _epochs(rebuild),
+            omega=_weight("--omega", omega), beta=_weight("--beta", beta), form=form,  # type: ignore[arg-type]
+            recipe=recipe, out=out, seed=seed, resolution=resolution, pretrained=pretrained, data_dir=data_dir,
+            device=device, resume=resume, callbacks=[] if progress is None else [progress], command=sys.argv[1:],
+            epochs=epochs, batch_size=batch_size, lr=lr,
+        )  # fmt: skip
+    if is_main_process():
+        evaluation = result.evaluation
+        typer.echo(
+            f"{result.design.name}: {evaluation.accuracy:.2f} % ± {evaluation.standard_error:.2f}"
+            f" ({evaluation.correct} of {evaluation.total} test images)"
+        )
+        typer.echo(f"written to {out}; its tree: nas nbdt {out}")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    from search_spaces.errors import UserError
+
+    try:
+        return [float(part) for part in text.split(":")]
+    except ValueError as error:
+        raise UserError(f"{option} must be numbers with colons between them, got {text!r}") from error
+
+
+def _weight(option: str, text: str) -> "Weight":
+    from nas.trees.losses import Weight
+    from search_spaces.serialisation import require
+
+    numbers = _numbers(option, text)
+    require(len(numbers) <= 3, f"{option} must be WEIGHT, START:END or START:END:POWER, got {text!r}")
+    return Weight(*numbers)
+
+
+def _epochs(text: str) -> tuple[int, int, int]:
+    from search_spaces.serialisation import require
+
+    numbers = _numbers("--rebuild", text)
+    whole = len(numbers) == 3 and all(number.is_integer() for number in numbers)
+    require(whole, f"--rebuild must be START:END:PERIOD in whole epochs, got {text!r}")
+    start, end, period = (int(number) for number in numbers)
+    return start, end, period

@@ -1,0 +1,98 @@
+"""``nas.train_nbdt``: train a network with tree supervision (thesis 5.3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.designs import Design
+from nas.loading import load_model
+from nas.training import TrainResult, default_recipe, train
+from nas.trees.hierarchy import Hierarchy
+from nas.trees.losses import BETA, OMEGA, Form, MidTrainingTrees, TreeSupervision, Weight
+from nas.trees.wrapping import TREE, trained_folder, tree_of
+from recipes.datasets import Dataset, load_dataset
+from recipes.distributed import ranks
+from recipes.recipe import Recipe, load_recipe
+from recipes.trainer import Callback
+from search_spaces.errors import UserError
+from search_spaces.serialisation import require, to_plain
+
+
+def train_nbdt(
+    network: str | Path | Design,
+    data: str | Dataset,
+    *,
+    tree: str | Path | Hierarchy | None = None,
+    rebuild: tuple[int, int, int] | None = None,
+    omega: Weight = OMEGA,
+    beta: Weight = BETA,
+    form: Form = "nll",
+    recipe: str | Path | Recipe | None = None,
+    pretrained: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> TrainResult:
+    """Train a network so that a tree over its classes decides well: beta_t L_original + omega_t L_tree (Eq. 5.3).
+
+    Args:
+        network: as `nas.train` takes.
+        data: name of a data set, or a Dataset.
+        tree: run folder of a trained network, whose weights give the tree; a hierarchy file; ``wordnet``, ``random``,
+            ``flat``; or a Hierarchy. Default: of ``pretrained``.
+        rebuild: instead of a tree: (start, end, period) in epochs of trees from the network's own weights (Table 5.4).
+        omega: omega_t, weight of the tree's loss.
+        beta: beta_t, weight of the network's cross entropy.
+        form: of the tree's loss; see `TreeSupervision`.
+        recipe: name, file or Recipe; None for what suits the data set.
+        pretrained: weights to start from.
+        out: run folder; None keeps nothing on disk.
+        seed: of all randomness.
+        data_dir: where data sets are.
+        callbacks: see `recipes.trainer.Callback`.
+        **options: of `nas.train`, and fields of the recipe that differ.
+
+    Raises:
+        UserError: anything wrong with the input, in one line.
+    """
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or default_recipe(dataset.name)))
+    if options.get("epochs") is not None:
+        recipe = recipe.with_epochs(options.pop("epochs"))
+    smoothing = options.get("label_smoothing")
+    require(tree is None or rebuild is None, "give a tree or rebuild, not both")
+    recorded: dict[str, Any] = {"form": form, "omega": to_plain(omega), "beta": to_plain(beta)}
+    if rebuild is not None:
+        start, end, period = rebuild
+        trees = MidTrainingTrees(
+            dataset.class_names, epochs=recipe.epochs, start=start, end=end, period=period,
+            folder=None if out is None else Path(out),
+        )  # fmt: skip
+        fixed: Hierarchy | None = None
+        recorded["rebuild"] = list(rebuild)
+    else:
+        fixed = _tree(tree if tree is not None else pretrained, dataset, seed)
+        recorded["tree"] = fixed.to_json()
+    loss = TreeSupervision(
+        trees if fixed is None else fixed, omega=omega, beta=beta, form=form,
+        label_smoothing=recipe.label_smoothing if smoothing is None else smoothing,
+    )  # fmt: skip
+    result = train(
+        network, dataset, recipe=recipe, pretrained=pretrained, out=out, seed=seed, callbacks=callbacks, loss=loss,
+        loss_callbacks=[trees] if fixed is None else [], recorded_loss=recorded, **options,
+    )  # fmt: skip
+    used = trees.last if fixed is None else fixed
+    if out is not None and used is not None and ranks().main:
+        used.save(Path(out) / TREE)
+    return result
+
+
+def _tree(tree: str | Path | Hierarchy | None, dataset: Dataset, seed: int) -> Hierarchy:
+    if tree is None:
+        raise UserError("a tree is needed: a trained network's run folder, a hierarchy file, wordnet, or rebuild")
+    if isinstance(tree, Hierarchy) or not trained_folder(tree).is_dir():
+        return tree_of(tree, dataset.class_names, seed=seed)
+    trained = load_model(trained_folder(tree))
+    return tree_of("unit-ward", dataset.class_names, trained.network)

@@ -1,0 +1,142 @@
+"""`nas nbdt`: from a trained network to a tree on disk, and training for a tree."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+import nas
+from nas.cli.main import run
+from nas.trees.hierarchy import Hierarchy
+from nas.trees.wrapping import compare, path_frequencies
+from recipes.evaluation import evaluate
+from search_spaces.errors import UserError
+
+SPACE = "digits"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a small network on digits."""
+    folder = tmp_path_factory.mktemp("trees")
+    assert run(["spaces", "sample", SPACE, "--flops", "0.1M:0.2M", "--out", str(folder / "arch"), "--classes", "10",
+                "--in-channels", "1"]) == 0  # fmt: skip
+    (architecture,) = (folder / "arch").glob("*.json")
+    nas.train(architecture, "digits", out=folder / "train", epochs=2)
+    return folder / "train"
+
+
+def test_the_command_writes_the_tree_that_python_gives(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["nbdt", str(trained.parent), "--threads", "1"]) == 0  # as the folder of a demo
+    printed = capsys.readouterr().out
+    result = nas.nbdt(trained)
+    stored = json.loads((trained / "nbdt" / "nbdt.json").read_text())
+    for name in ("NN", "NBDT-S", "NBDT-H"):
+        assert stored[name]["correct"] == result.evaluations[name].correct
+        assert f"{stored[name]['accuracy']:.2f} %" in printed
+    tree = Hierarchy.load(trained / "nbdt" / "hierarchy.json")
+    assert (tree.classes, tree.children, tree.names) == (
+        result.hierarchy.classes, result.hierarchy.children, result.hierarchy.names,
+    )  # fmt: skip
+    assert (trained / "nbdt" / "page.html").read_text().startswith("<!DOCTYPE html>")
+    again = nas.nbdt(trained, tree=trained / "nbdt" / "hierarchy.json")
+    assert again.evaluations == result.evaluations
+
+
+def test_accuracies_are_those_of_the_modules(trained: Path) -> None:
+    result = nas.nbdt(trained, tree="raw-ward", names=False)
+    data = nas.load_dataset("digits")
+    side = nas.load_model(trained).facts.resolution
+    soft = evaluate(result.model, data.test, resolution=side)
+    plain = evaluate(result.model.model, data.test, resolution=side)
+    hard = evaluate(nas.NBDT(result.model.model, result.hierarchy, "hard"), data.test, resolution=side)
+    assert [e.correct for e in (plain, soft, hard)] == [e.correct for e in result.evaluations.values()]
+    assert result.evaluations["NBDT-S"].loss == pytest.approx(soft.loss, rel=1e-5)
+    assert int(np.trace(result.predictions)) == soft.correct
+    assert result.predictions.sum(1).tolist() == np.bincount(data.test.labels).tolist()
+
+
+def test_flat_and_wordnet_trees_and_a_module(trained: Path) -> None:
+    network = nas.load_model(trained).network
+    side = nas.load_model(trained).facts.resolution
+    flat = nas.nbdt(network, "digits", tree="flat", resolution=side)
+    assert {e.correct for e in flat.evaluations.values()} == {flat.evaluations["NN"].correct}
+    assert flat.out is None
+    assert nas.nbdt(network, "digits", tree="random", seed=1, resolution=side).hierarchy.nodes == 19
+
+
+def test_path_frequencies_by_hand() -> None:
+    tree = Hierarchy(("a", "b", "c"), ((0, 2), (3, 1)), ("", ""))
+    predictions = np.array([[5, 1, 2], [0, 7, 0], [3, 0, 4]])
+    expected = [[5, 1, 2, 7, 8], [0, 7, 0, 0, 7], [3, 0, 4, 7, 7]]
+    assert path_frequencies(tree, predictions).tolist() == expected
+
+
+def test_an_empty_source_is_refused() -> None:
+    model = nas.NBDT(nn.Linear(2, 3), Hierarchy(("a", "b", "c"), ((0, 1, 2),), ("",)))
+    empty = nas.load_dataset("digits").test.subset(np.array([], dtype=np.int64))
+    with pytest.raises(UserError, match="no images"):
+        compare(model, empty, resolution=8)
+
+
+def test_training_for_a_tree_keeps_it_and_goes_on(trained: Path, tmp_path: Path) -> None:
+    architecture = str(next(trained.parent.glob("arch/*.json")))
+    command = ["nbdt", "train", architecture, "--data", "digits", "--epochs", "2", "--tree", str(trained),
+               "--out", str(tmp_path / "s"), "--omega", "0:1:2", "--beta", "1", "--threads", "1"]  # fmt: skip
+    assert run(command) == 0
+    expected = nas.model_hierarchy(nas.load_model(trained).network, nas.load_model(trained).facts.class_names)
+    assert Hierarchy.load(tmp_path / "s" / "hierarchy.json").children == expected.children
+    recorded = json.loads((tmp_path / "s" / "config.json").read_text())["config"]["loss"]
+    assert recorded["omega"] == {"start": 0.0, "end": 1.0, "power": 2.0}
+    assert nas.nbdt(tmp_path / "s").hierarchy.children == expected.children  # the tree it was trained with
+    assert run([*command, "--resume"]) == 0
+    assert run([*command[:-4], "--beta", "0.5", "--threads", "1", "--resume"]) == 2  # another run
+
+
+def test_trees_rebuilt_during_training(trained: Path, tmp_path: Path) -> None:
+    architecture = str(next(trained.parent.glob("arch/*.json")))
+    assert run(["nbdt", "train", architecture, "--data", "digits", "--epochs", "3", "--rebuild", "1:2:1", "--form", "hard",
+                "--out", str(tmp_path / "m"), "--threads", "1"]) == 0  # fmt: skip
+    trees = [(tmp_path / "m" / name).read_text() for name in ("hierarchy-epoch2.json", "hierarchy.json")]
+    assert trees[0] == trees[1]
+    assert (tmp_path / "m" / "hierarchy-epoch1.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["RUN", "--tree", "unit-wrd"], "did you mean 'unit-ward'"),
+        (["RUN", "--data", "nothing"], "nothing"),
+        (["RUN", "--head", "stem"], "no linear layer"),
+        (["/nowhere/run"], "no run folder"),
+        (["torchvision:resnet18", "--data", "digits", "--out", "OUT"], "no trained weights"),
+        (["train", "fbnet_a", "--data", "digits", "--out", "OUT"], "a tree is needed"),
+        (["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--rebuild", "1:2:1", "--out", "OUT"], "not both"),
+        (["train", "fbnet_a", "--data", "digits", "--rebuild", "1:2", "--out", "OUT"], "START:END:PERIOD"),
+        (["train", "fbnet_a", "--data", "digits", "--rebuild", "500:600:1", "--out", "OUT"], "never be used"),
+        (["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--omega", "a:b", "--out", "OUT"], "--omega"),
+        (
+            ["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--form", "nl", "--out", "OUT"],
+            "did you mean 'nll'",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], words: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(trained) if a == "RUN" else str(tmp_path / "o") if a == "OUT" else a for a in arguments]
+    capsys.readouterr()
+    assert run(["nbdt", *given]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_tree_of_other_classes_is_refused(trained: Path, tmp_path: Path) -> None:
+    Hierarchy(tuple("abcdefghij"), (tuple(range(10)),), ("",)).save(tmp_path / "t.json")
+    with pytest.raises(UserError, match="class '0' is no leaf"):
+        nas.nbdt(trained, tree=tmp_path / "t.json")
+    with pytest.raises(UserError, match="first 'a' and '0'"):
+        nas.nbdt(trained, tree=Hierarchy.load(tmp_path / "t.json"))
