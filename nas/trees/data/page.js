@@ -7,10 +7,10 @@
   const stage = byId("stage"), canvas = byId("canvas"), tree = byId("tree"), links = byId("links"), panel = byId("panel");
   const pickClass = byId("class"), pickImage = byId("image"), find = byId("find");
   const pictures = Object.keys(data.thumbnails).length > 0;
-  const ROW = 48, BOX = 40, PAD = 24; // pixels: from row to row, height of a node, around the tree
+  const ROW = 50, BOX = 42, PAD = 20; // pixels: from row to row, height of a node, around the tree
   const narrow = () => stage.clientWidth < 600;
   const boxWidth = () => (narrow() ? 156 : 204);
-  const column = () => boxWidth() + (narrow() ? 34 : 58);
+  const column = () => boxWidth() + (narrow() ? 30 : 44);
 
   // the tree: nothing recurses, so that a chain of thousands of nodes is no problem
   const parent = new Int32Array(total).fill(-1), depth = new Int32Array(total), size = new Int32Array(total);
@@ -161,7 +161,7 @@
       const y0 = place.get(parent[node]) + BOX / 2, y1 = place.get(node) + BOX / 2;
       line.setAttribute("d", `M${x0} ${y0}C${x0 + half} ${y0} ${x1 - half} ${y1} ${x1} ${y1}`);
       line.setAttribute("class", lit ? (mode.main.has(node) ? "lit" : "aside") : truth ? "truth" : mode ? "dim" : "");
-      if (lit) line.style.strokeWidth = `${Math.max(2, 8 * mode.share.get(node)).toFixed(1)}px`;
+      if (lit) line.style.strokeWidth = `max(${Math.max(2, 8 * mode.share.get(node)).toFixed(1)}px, 2px / var(--scale))`;
       order[lit ? (mode.main.has(node) ? 3 : 2) : truth ? 1 : 0].push(line);
     }
     order.forEach((lines) => made.append(...lines));
@@ -190,6 +190,7 @@
   // looking: position and scale of the canvas
   const look = () => {
     canvas.style.transform = `translate(${view.x}px,${view.y}px) scale(${view.k})`;
+    canvas.style.setProperty("--scale", view.k); // lines get no thinner than a pixel or two on the screen
     stage.dataset.scale = view.k;
   };
   const keepSome = () => {
@@ -226,9 +227,9 @@
     const k = view.k;
     const x0 = Math.min(...nodes.map(left)), x1 = Math.max(...nodes.map(left)) + boxWidth();
     const rows = nodes.map((node) => place.get(node)), y0 = Math.min(...rows), y1 = Math.max(...rows) + BOX;
-    const least = narrow() ? 0.5 : 0.6, edge = 20;
+    const least = narrow() ? 0.7 : 0.8, edge = 20;
     const full = Math.min(1, (stage.clientWidth - 2 * edge) / (x1 - x0), (stage.clientHeight - 2 * edge) / (y1 - y0));
-    view.k = Math.max(least, Math.min(full, Math.max(k, 0.8)));
+    view.k = Math.max(least, Math.min(full, Math.max(k, 0.9)));
     view.x = stage.clientWidth / 2 - ((x0 + x1) / 2) * view.k;
     view.y = stage.clientHeight / 2 - ((y0 + y1) / 2) * view.k;
     if ((x1 - x0) * view.k > stage.clientWidth - 2 * edge) view.x = stage.clientWidth - edge - x1 * view.k;
@@ -240,7 +241,7 @@
   const firstLevels = () => {
     open.fill(0);
     const most = Math.max(8, Math.floor(stage.clientHeight / (ROW * 0.75)));
-    const widest = Math.max(2, Math.floor((stage.clientWidth / 0.6 - boxWidth()) / column()));
+    const widest = Math.max(2, Math.floor((stage.clientWidth / 0.68 - boxWidth()) / column()));
     let tips = 1;
     for (let level = [data.root]; level.length;) {
       const next = [];
