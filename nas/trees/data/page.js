@@ -204,16 +204,16 @@
     look();
   };
   const zoom = (factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) => {
-    const k = Math.min(2.5, Math.max(0.01, view.k * factor));
+    const k = Math.min(2.5, Math.max(0.001, view.k * factor));
     view = { x: x - (x - view.x) * (k / view.k), y: y - (y - view.y) * (k / view.k), k };
     keepSome();
     look();
   };
-  const fit = (least = 0.01) => {
+  const fit = (least = 0.001) => {
     const k = Math.max(least, Math.min(1, stage.clientWidth / extent[0], stage.clientHeight / extent[1]));
     const room = [stage.clientWidth - extent[0] * k, stage.clientHeight - extent[1] * k];
     view = { x: Math.max(0, room[0] / 2), y: room[1] / 2, k };
-    if (room[1] < 0) view.y = Math.min(0, stage.clientHeight / 2 - (place.get(data.root) + BOX / 2) * k);
+    if (room[1] < -1) view.y = Math.min(0, stage.clientHeight / 2 - (place.get(data.root) + BOX / 2) * k);
     look();
   };
   const reveal = (node) => {
@@ -229,7 +229,7 @@
     const rows = nodes.map((node) => place.get(node)), y0 = Math.min(...rows), y1 = Math.max(...rows) + BOX;
     const least = narrow() ? 0.7 : 0.8, edge = 20;
     const full = Math.min(1, (stage.clientWidth - 2 * edge) / (x1 - x0), (stage.clientHeight - 2 * edge) / (y1 - y0));
-    view.k = Math.max(least, Math.min(full, Math.max(k, 0.9)));
+    view.k = full < 0.62 ? least : Math.min(full, Math.max(k, 0.9)); // all of it, or a part that is easy to read
     view.x = stage.clientWidth / 2 - ((x0 + x1) / 2) * view.k;
     view.y = stage.clientHeight / 2 - ((y0 + y1) / 2) * view.k;
     if ((x1 - x0) * view.k > stage.clientWidth - 2 * edge) view.x = stage.clientWidth - edge - x1 * view.k;
