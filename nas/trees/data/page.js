@@ -234,6 +234,9 @@
     view.y = stage.clientHeight / 2 - ((y0 + y1) / 2) * view.k;
     if ((x1 - x0) * view.k > stage.clientWidth - 2 * edge) view.x = stage.clientWidth - edge - x1 * view.k;
     if ((y1 - y0) * view.k > stage.clientHeight - 2 * edge) view.y = stage.clientHeight / 2 - rows[rows.length - 1] * view.k;
+    const room = [stage.clientWidth - extent[0] * view.k, stage.clientHeight - extent[1] * view.k];
+    if (room[0] >= 0) view.x = room[0] / 2; // all of the tree is seen at this scale
+    if (room[1] >= 0) view.y = room[1] / 2;
     look();
   };
 
