@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,6 +145,7 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self.address, self.own = address, False
+        self.handler = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own and leaves it behind
 
     def __enter__(self) -> None:
         import ray
@@ -173,6 +176,8 @@ class Cluster:
 
         if self.own:
             ray.shutdown()
+            if self.handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self.handler)
 
 
 def _require_answer(address: str) -> None:

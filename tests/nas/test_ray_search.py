@@ -1,5 +1,6 @@
 """Searches whose processes Ray Train starts: the same as torchrun's, gone on with after a loss, refused in one line."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["search", "--space", "digits", "--data", "digits", "--flops", "500K", "--out", str(out)]
+    before = signal.getsignal(signal.SIGTERM)
     assert run([*arguments, *options]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
     assert words in capsys.readouterr().err
     assert not out.exists()
 

@@ -262,10 +262,10 @@ def test_a_search_that_ends_within_an_epoch_goes_on_there(tmp_path: Path, how: s
         run(settings, run=folder, callbacks=[whole])
     first = Counting(at, terminate if how == "terminated" else stop)
     minutes = 10.0 if how == "terminated" else 1e-9  # a checkpoint after every step
-    ended = Stopped if how == "terminated" else Stop
+    ended, before = Stopped if how == "terminated" else Stop, signal.getsignal(signal.SIGTERM)
     with RunFolder(tmp_path / "cut", {}, seed=0) as folder, pytest.raises(ended):
         run(settings, run=folder, callbacks=[first], checkpoint_minutes=minutes)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     second = Counting()
     with RunFolder(tmp_path / "cut", {}, seed=0, resume=True) as folder:
         run(settings, run=folder, callbacks=[second], resume=True)

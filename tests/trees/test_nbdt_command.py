@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 import nas
@@ -140,3 +141,33 @@ def test_a_tree_of_other_classes_is_refused(trained: Path, tmp_path: Path) -> No
         nas.nbdt(trained, tree=tmp_path / "t.json")
     with pytest.raises(UserError, match="first 'a' and '0'"):
         nas.nbdt(trained, tree=Hierarchy.load(tmp_path / "t.json"))
+
+
+def test_a_folder_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three classes, one with markup in its name; a network of torchvision's."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for number, name in enumerate(("ant", "<b>bee<", "tabby cat")):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 90, (40, 36, 3)) + 80 * number
+                file = tmp_path / "photos" / part / name / f"{index}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(file)
+    out = tmp_path / "run"
+    command = [
+        "train",
+        "torchvision:shufflenet_v2_x0_5",
+        "--data",
+        f"imagefolder:{tmp_path / 'photos'}",
+        "--recipe",
+        "nars",
+    ]
+    more = ["--epochs", "1", "--resolution", "32", "--batch-size", "8", "--threads", "1", "--out", str(out)]
+    assert run([*command, *more]) == 0
+    capsys.readouterr()
+    assert run(["nbdt", str(out), "--threads", "1"]) == 0
+    assert "tree over 3 classes: 2 inner nodes" in capsys.readouterr().out
+    page = (out / "nbdt" / "page.html").read_text()
+    assert "&lt;b&gt;bee&lt;" in page
+    assert "<b>bee" not in page
+    assert nas.NBDT(nas.load_model(out).network, Hierarchy.load(out / "nbdt" / "hierarchy.json")).hierarchy.nodes == 5

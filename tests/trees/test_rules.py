@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,21 @@ def test_torch_compile_in_one_graph_with_gradients(tree: Hierarchy) -> None:
         compiled(ours).logsumexp(1).sum().backward()
         rule(theirs).logsumexp(1).sum().backward()
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tree", [HAND, wide_tree(130, 2)], ids=["hand", "sparse"])
+def test_distributed_data_parallel(tree: Hierarchy, tmp_path: Path) -> None:
+    """Buffers can be broadcast, gradients come back."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = NBDT(network(len(tree.classes)).eval(), tree)
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        model(x)[:, 0].sum().backward()
+        expected = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel(x)[:, 0].sum().backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    finally:
+        torch.distributed.destroy_process_group()
