@@ -34,6 +34,13 @@ bench: $(BIN)/nas
 	$(BIN)/python -m benchmarks.flat_memory
 	$(BIN)/python -m benchmarks.search_budgets
 	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.predictor_pretraining
+	$(BIN)/python -m benchmarks.early_stopping
+	$(BIN)/python -m benchmarks.sample_efficiency
+	$(BIN)/python -m benchmarks.supergraph_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evolution --part optimum
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evolution --part settings
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evolution --part speed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
