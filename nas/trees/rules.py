@@ -57,6 +57,7 @@ class TreeRule(nn.Module):
     rank: Tensor
     sibling: Tensor
     path_choices: Tensor
+    path_lengths: Tensor
     membership: Tensor
 
     def __init__(self, hierarchy: Hierarchy, *, dense: bool | None = None) -> None:
@@ -148,15 +149,16 @@ class HardRule(TreeRule):
         is taken.
         """
         scores = self.scores(logits)
-        missed = self.along_paths((~self.chosen(scores)).to(scores.dtype))
-        others = self.along_paths(self.choices(scores)) + UNREACHED
-        return torch.where(missed > 0, others, torch.zeros_like(others))
+        taken = self.chosen(scores).to(scores.dtype)
+        batch = logits.shape[0]  # len() would fix it in an export
+        sums = self.along_paths(torch.cat([self.choices(scores), taken], 1))  # one product for both
+        return (sums[:batch] + UNREACHED).masked_fill(sums[batch:] == self.path_lengths, 0.0)
 
     def chosen(self, scores: Tensor) -> Tensor:
         """`(E, B)` bool: whether each choice is the best of its siblings by `scores` `(E, B)`; one of them always is."""
         if self.binary:
-            gap = scores - scores.index_select(0, self.sibling)
-            return (gap > 0) | ((gap == 0) & (self.rank == 0)[:, None])
+            others = scores.index_select(0, self.sibling)
+            return torch.where((self.rank == 0)[:, None], scores >= others, scores > others)
         best = scores == self._largest(scores).index_select(0, self.parent)
         order = torch.where(best, -self.rank[:, None].to(scores.dtype), -torch.inf)
         return order == self._largest(order).index_select(0, self.parent)
@@ -185,7 +187,7 @@ def _index_lists(tree: Hierarchy) -> dict[str, np.ndarray[tuple[int, ...], np.dt
         parent: `(E,)`, inner node in 0..J-1.
         rank: `(E,)`, place among the siblings.
         sibling: `(E,)`, the next choice of the same parent, in a circle.
-        path_choices: `(K, largest depth)`, the path of each leaf from the root, then -1.
+        path_choices, path_lengths: `(K, largest depth)`, the path of each leaf from the root, then -1; how long it is.
     """
     sizes = np.array([len(children) for children in tree.children])
     node = np.array([child for children in tree.children for child in children])
@@ -210,4 +212,5 @@ def _index_lists(tree: Hierarchy) -> dict[str, np.ndarray[tuple[int, ...], np.dt
         "rank": rank,
         "sibling": first[parent] + (rank + 1) % sizes[parent],
         "path_choices": paths,
+        "path_lengths": lengths,
     }
