@@ -25,7 +25,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"q\
 # root 6 = (vehicle 4, 5); vehicle = (ship, truck), 5 = (cat, dog) has no name
 TREE = Hierarchy(("cat", "ship", "dog", "truck"), ((1, 3), (0, 2), (4, 5)), ("vehicle", "", "thing"))
 FREQUENCIES = np.array(
-    [[8, 1, 1, 0, 1, 9, 10], [0, 4, 0, 1, 5, 0, 5], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 3, 3, 0, 3]], dtype=np.int64
+    [[8, 1, 1, 0, 1, 9, 10], [0, 4, 0, 1, 5, 0, 5], [0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 2, 2, 1, 3]], dtype=np.int64
 )
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -90,6 +90,7 @@ def test_what_the_page_holds() -> None:
     }
     assert facts == {"classes": "4", "decisions": "3", "depth": "2", "NBDT-S": "95.12 %"}
     assert data["frequencies"]["0"] == {"images": 10, "shares": [0, 0.8, 1, 0.1, 2, 0.1, 4, 0.1, 5, 0.9]}
+    assert data["frequencies"]["3"] == {"images": 3, "shares": [0, 0.3333, 3, 0.6667, 4, 0.6667, 5, 0.3333]}
     assert set(data["frequencies"]) == {"0", "1", "3"}, "class 2 has no images"
     options = {o.get("value"): o.text for s in root.iter(f"{XHTML}select") if s.get("id") == "class" for o in s}
     assert options == {"": "none", "0": "cat", "1": "ship", "3": "truck"}
