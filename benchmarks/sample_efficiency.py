@@ -74,19 +74,19 @@ class Variant:
 def variants() -> dict[str, Variant]:
     """The default, each of its parts left out or added, the published setting, and two baselines."""
     default, thesis = PRESETS["default"], PRESETS["thesis"]
-    without_statistics = default.replace(statistics_as_inputs=False)
-    frozen = default.replace(frozen_epochs=default.epochs // 2, epochs=default.epochs // 2, reduced=0.1)
+    statistics = default.replace(statistics_as_inputs=True)
+    frozen = statistics.replace(frozen_epochs=default.epochs // 2, epochs=default.epochs // 2, reduced=0.1)
     made = {}
     for name, config in (
         ("default", default),
-        ("no statistics as inputs", without_statistics),
-        ("encoder at the full rate", default.replace(encoder_rate=1.0)),
+        ("statistics as inputs", statistics),
+        ("statistics, encoder at the full rate", statistics.replace(encoder_rate=1.0)),
         ("thesis", thesis),
     ):
         made[name] = Variant(config=config, pretrained=True)
         made[name + WITHOUT] = Variant(config=config, pretrained=False)
-    made["one member"] = Variant(config=default.replace(members=1), pretrained=True)
-    made["encoder frozen first"] = Variant(config=frozen, pretrained=True)
+    made["statistics, one member"] = Variant(config=statistics.replace(members=1), pretrained=True)
+    made["statistics, encoder frozen first"] = Variant(config=frozen, pretrained=True)
     made |= {name: Variant(config=name) for name in (TREES, PROCESS)}
     return made
 

@@ -176,7 +176,7 @@ def test_dropout_leaves_out_a_share_and_keeps_the_mean() -> None:
         ([[0] * 6, [0] * 6], [70.0, 71.0], {}, "1 of 2 rows repeat another one"),
         ([[9] + [0] * 5], [70.0], {}, "option 9 of op is not in 0..2"),
         ([[0] * 6], [70.0], {"weights": [0.0]}, "weights must be > 0, got 0.0"),
-        ([[0] * 6], [70.0], {"statistics": {"flops": [-1.0]}}, "flops must be a number > 0"),
+        ([[0] * 6], [70.0], {"statistics": {"flops": [-1.0]}, "config": "table"}, "flops must be a number > 0"),
         ([[0] * 6], [70.0], {"config": "best"}, "unknown preset 'best'"),
     ],
 )

@@ -241,7 +241,7 @@ def test_presets() -> None:
     assert (thesis.members, thesis.embedding_width, thesis.frozen_epochs, thesis.epochs) == (1, 24, 50, 50)
     assert thesis.huber_delta == 1.0 and not thesis.statistics_as_inputs and thesis.reduced < 1
     default = load_preset("default")
-    assert (default.members, default.statistics_as_inputs, default.frozen_epochs) == (5, True, 0)
+    assert (default.members, default.statistics_as_inputs, default.frozen_epochs) == (5, False, 0)
     assert load_preset(default) is default
     with pytest.raises(UserError, match="unknown preset 'thesiss'; did you mean 'thesis'"):
         load_preset("thesiss")
