@@ -110,8 +110,9 @@ class PredictorConfig:
 # "thesis": 4.3 (50 epochs with the encoder frozen, 50 more at a reduced rate, Huber) and 4.6 (one embedding layer of width
 # 24, one hidden layer). How much the rate is reduced, the optimizer and the batch are not printed.
 # "default": several members and no freezing were better on public tables of trained networks from 50 labels on, and on our
-# own table; there the pretrained encoder made statistics as inputs superfluous (docs/nars.md). Dropout and the slower encoder keep it from learning a table by heart through the many features of networks:
-# on made-up accuracies that depend mostly on FLOPs and the recipe, Kendall's tau at 240 labels rose from 0.5 to above 0.85.
+# own table; there the pretrained encoder made statistics as inputs superfluous (docs/nars.md). Dropout and the slower encoder
+# keep it from learning a table by heart through the many features of networks: on made-up accuracies that depend mostly on
+# FLOPs and the recipe, Kendall's tau at 240 labels rose from 0.5 to above 0.85.
 # "table": bare variables have few features and nothing else is known of them; there dropout and the slower encoder only hide
 # what is to be learnt. Mean held-out tau, "default" and this: 0.65 and 0.71 on 200 support vector machines (docs/predictor.md),
 # 0.62 and 0.92 on 80 noiseless scores of five variables; at most 0.03 lower on other made-up tables, where scores are noisy.
