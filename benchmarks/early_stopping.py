@@ -76,7 +76,7 @@ def rows_of(table: Curves, threshold: float, seed: int) -> list[dict[str, Any]]:
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Rank correlation against epochs."""
     line = Line(
-        name="Spearman's rank correlation with the last epoch, 95 % interval",
+        name="Spearman's rho with the last epoch",
         x=[row["epoch"] for row in rows], y=[row["spearman"] for row in rows],
         low=[row["spearman_low"] for row in rows], high=[row["spearman_high"] for row in rows],
     )  # fmt: skip

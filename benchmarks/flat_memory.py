@@ -219,12 +219,14 @@ def figure(channels: pd.DataFrame, resolutions: pd.DataFrame, path: Path) -> Non
         ]
 
     options = Panel(
-        title="kept for the backward pass, MiB", x_label="channel options", lines=lines(channels, "method", "options")
-    )
+        title="kept for the backward pass, MiB", x_label="channel options", lines=lines(channels, "method", "options"),
+        from_zero=True,
+    )  # fmt: skip
     named = resolutions.assign(maps=resolutions["maps"].map({"all kept": "all kept", "of the largest": "--recompute"}))
     sides = Panel(
-        title="kept for the backward pass, MiB", x_label="resolutions", lines=lines(named, "maps", "resolutions")
-    )
+        title="kept for the backward pass, MiB", x_label="resolutions", lines=lines(named, "maps", "resolutions"),
+        from_zero=True,
+    )  # fmt: skip
     draw([options, sides], path, "Bytes kept for the backward pass against channel options and resolutions")
 
 

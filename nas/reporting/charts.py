@@ -66,6 +66,7 @@ class Panel:
         level_name: what stands at it.
         amounts: whether y is written as 450M.
         x_amounts: whether x is.
+        from_zero: whether the y axis begins at 0, as that of an amount should.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Panel:
     level_name: str = ""
     amounts: bool = False
     x_amounts: bool = False
+    from_zero: bool = False
 
     @property
     def empty(self) -> bool:
@@ -156,14 +158,15 @@ def _legend(named: dict[str, Line], colours: dict[str, str], width: float, top: 
 
 
 def _panel(panel: Panel, left: float, top: float, colours: dict[str, str]) -> list[str]:
-    """Axes from the smallest to the largest value, a twentieth of the range added above and below."""
+    """Axes from the smallest value, or 0, to the largest, a twentieth of the range added above and below the values."""
     points = [point for line in panel.lines for point in line.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     ys += [end for line in panel.lines for _, *ends in line.bars for end in ends]
     ys += [] if panel.level is None else [panel.level]
+    ys += [0.0] if panel.from_zero else []
     x_low, x_high = min(xs), max(xs)
     margin = 0.05 * (max(ys) - min(ys) or abs(max(ys)) or 1.0)
-    y_low, y_high = min(ys) - margin, max(ys) + margin
+    y_low, y_high = min(ys) - (0.0 if panel.from_zero else margin), max(ys) + margin
     bottom = top + HEIGHT
 
     def at(x: float, y: float) -> tuple[float, float]:

@@ -259,3 +259,10 @@ def test_dark_grounds_change_text_and_ground() -> None:
 def test_text_helpers() -> None:
     assert printable("a\x00b\udcff\nc") == "a\ufffdb\ufffd\ufffdc"
     assert shortened("abcdefghij", 5) == "ab…ij" and shortened("abc", 5) == "abc"
+
+
+def test_axes_of_amounts_begin_at_zero() -> None:
+    line = Line(name="kept", x=[1.0, 2.0], y=[260.0, 265.0])
+    for from_zero in (False, True):
+        drawn = chart([Panel(title="bytes", x_label="k", lines=[line], from_zero=from_zero)], "bytes").file()
+        assert (">0<" in drawn) is from_zero
