@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import nas
 from benchmarks.scaled_networks import BASELINES, Scaled, scaled_to, small_image_network
@@ -39,7 +41,7 @@ from recipes.checkpoint import load_latest_checkpoint
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import evaluate
 from recipes.recipe import Recipe, load_recipe
-from recipes.run_folder import METRICS, RunFolder
+from recipes.run_folder import CHECKPOINT, METRICS, RunFolder
 from recipes.sources import Source, split_indices
 from recipes.trainer import fit
 from search_spaces.architecture import Architecture
@@ -52,9 +54,9 @@ from search_spaces.serialisation import read_json, write_json
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from supernets.derive import sliced_network
+from supernets.search import RESULT, read_result
 from supernets.supergraph import Supergraph
 
-CHECKPOINT, RESULT = "checkpoint.pt", "result.json"
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
 # What differs between the searches that are compared.
 SEARCHES: dict[str, dict[str, Any]] = {"searched": {}, "two sampled": {"sample": "two"}, "blind": {"alpha_loss": False}}
@@ -162,9 +164,7 @@ def _built(network: Architecture | Scaled, dataset: Dataset, seed: int) -> nn.Mo
     return small_image_network(network.name, network.width, num_classes=classes, in_channels=channels, seed=seed)
 
 
-def run_ranking(
-    case: Case, budget: str, folder: Path, rows: Sequence[Sequence[int]], data_dir: Path | None
-) -> list[float]:
+def run_ranking(case: Case, folder: Path, rows: Sequence[Sequence[int]], data_dir: Path | None) -> list[float]:
     """Test accuracy in percent of every row's network with the weights of a finished search, batch norms recalibrated."""
     torch.set_num_threads(1)
     space, dataset = nas.load_space(case.space), load_dataset(case.data, data_dir)
@@ -178,24 +178,16 @@ def run_ranking(
     return accuracies
 
 
-@torch.no_grad()
 def recalibrate(network: nn.Module, train: Source, resolution: int) -> None:
     """Batch norms take the mean statistics of some training images, without augmentation.
 
     Args:
-        network: changed in place, left in evaluation mode.
+        network: changed in place; its mode is left as found.
         train: where images come from; the same ones for every network.
         resolution: side of the images in pixels.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    network.train()
     chosen = train.subset(numpy_rng(0, "recalibration").permutation(len(train))[:RECALIBRATION_IMAGES])
-    for images, _ in chosen.batches(RECALIBRATION_BATCH, resolution=resolution):
-        network(images)
-    network.eval()
+    update_bn(chosen.batches(RECALIBRATION_BATCH, resolution=resolution), network)
 
 
 # The study ----------------------------------------------------------------------------------------------------------------
@@ -247,12 +239,9 @@ class Study:
         made = []
         for kind in SEARCHES:
             for seed in self.seeds:
-                folder = self.search_folder(kind, budget, seed)
-                architecture = Architecture.load(folder / "architecture.json")
-                cost = Cost(**read_json(folder / RESULT)["cost"])
-                made.append(
-                    _of_space(kind, f"{kind.replace(' ', '-')}-{budget}-{seed}", budget, (seed,), architecture, cost)
-                )
+                found = read_result(self.search_folder(kind, budget, seed))
+                name = f"{kind.replace(' ', '-')}-{budget}-{seed}"
+                made.append(_of_space(kind, name, budget, (seed,), found.architecture, found.cost))
         tables = SpaceTables(space, **counting)
         for index, row in enumerate(self.random_rows(budget)):
             cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))
@@ -323,9 +312,7 @@ class Study:
 
     def _search_seconds(self, contender: Contender) -> float:
         folder = self.search_folder(contender.kind, contender.budget, contender.seeds[0])
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        column = lines[0].split(",").index("seconds")
-        return sum(float(line.split(",")[column]) for line in lines[1:])
+        return float(pd.read_csv(folder / METRICS)["seconds"].sum())
 
     def _summary(self, budget: str, networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         here = [line for line in networks if line["budget"] == budget]
@@ -352,7 +339,7 @@ class Study:
         jobs = []
         for budget, seed in chosen:
             folder = self.search_folder("searched", budget, seed)
-            jobs.append((run_ranking, self.case, budget, folder, rows, self.data_dir))
+            jobs.append((run_ranking, self.case, folder, rows, self.data_dir))
         lines = []
         for (budget, seed), scores in zip(chosen, self._do("ranking", jobs), strict=True):
             own = [index for index, of in enumerate(budgets) if of == budget]

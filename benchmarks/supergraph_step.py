@@ -77,23 +77,17 @@ def widest_row(space: SearchSpace, block: int = 0) -> Rows:
     return row
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Clock:
-    """Runs work on a device and tells what it took: CPU seconds of this process, or seconds on a GPU."""
-
-    device: torch.device
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of one call."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            started = time.perf_counter()
-            work()
-            torch.cuda.synchronize(self.device)
-            return time.perf_counter() - started
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """What a call takes: CPU seconds of this process, or seconds on a GPU."""
+    if device.type != "cuda":
         started = time.process_time()
         work()
         return time.process_time() - started
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 class SupergraphStep:
@@ -193,7 +187,6 @@ def measure(
             logits = network(images.to(memory_format=torch.channels_last))
         torch.autograd.backward(F.cross_entropy(logits.float(), labels))
 
-    clock = Clock(device=device)
     blocks = list(blocks_alone(space, batch, device))
     work: dict[str, Callable[[], object]] = {name: step.run for name, step in steps.items()}
     work[LARGEST] = network_step
@@ -203,11 +196,11 @@ def measure(
     alpha: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name, run in work.items():
-            seconds[name].append(clock.seconds(run))
-        seconds[BLOCKS].append(sum(clock.seconds(run) for run in blocks))
+            seconds[name].append(seconds_of(run, device))
+        seconds[BLOCKS].append(sum(seconds_of(run, device) for run in blocks))
         for name, step in steps.items():
             step.learn(weights=False)
-            alpha[name].append(clock.seconds(step.run) / seconds[name][number])
+            alpha[name].append(seconds_of(step.run, device) / seconds[name][number])
             step.learn(weights=True)
     lines = []
     for name, taken in seconds.items():

@@ -40,7 +40,7 @@ def test_scaled_networks_are_seeded() -> None:
 def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
     source, norm = images(), nn.BatchNorm2d(3)
     norm.running_mean += 7.0
-    recalibrate(nn.Sequential(norm), source, 8)
+    recalibrate(nn.Sequential(norm).eval(), source, 8)
     (everything, _), *_ = source.batches(40, resolution=8)
     assert norm.running_mean is not None and not norm.training
     torch.testing.assert_close(norm.running_mean, everything.mean(dim=(0, 2, 3)), atol=1e-5, rtol=0)
