@@ -23,6 +23,7 @@ from search_spaces.yaml_space import load_yaml_space
 
 MODEL = "model.pt"
 MODEL_SCHEMA = 1
+YAML_SUFFIXES = (".yaml", ".yml")  # of a file that describes a space
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +73,7 @@ def load_space(space: str | Path | SearchSpace) -> SearchSpace:
     text = str(space)
     if text in SPACES:
         return SPACES[text]()
-    if Path(text).suffix in (".yaml", ".yml"):
+    if Path(text).suffix in YAML_SUFFIXES:
         return load_yaml_space(text)
     if ":" in text:
         made = call_by_name(text)

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from nas.loading import YAML_SUFFIXES
 from nas.searching import prepare, search
 from predictor.parallel import Cluster
+from recipes.datasets import resolve_data_dir
 from recipes.run_folder import METRICS, RunFolder
-from recipes.trainer import checked_device
 from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.serialisation import require
-from supernets.search import SearchResult, read_result
+from supernets.result import SearchResult, read_result
 
 POLL_SECONDS = 1.0
 RAY = "ray"  # folder in the run folder, of Ray's own files
@@ -90,13 +91,12 @@ def ray_search(
         Stopped: workers were lost more often than ``retries``; the search goes on with ``resume``.
     """
     given = {"flops": None, "params": None, "config": None, "classes": None, "data_dir": None, **arguments}
-    if not workers.gpus:
-        checked_device(workers.device)
     prepared = prepare(space, data, device=workers.device, **given)
-    folder = Path(out).absolute()
+    folder = Path(out).absolute()  # all paths are absolute: workers have a working directory of their own
+    data_dir = str(resolve_data_dir(given["data_dir"]).absolute())
     task = {
-        **given, "space": str(space), "data": data, "out": str(folder), "device": workers.device,
-        "checkpoint_minutes": checkpoint_minutes, "threads": torch.get_num_threads(),
+        **given, "space": _anywhere(space), "data": prepared.dataset.name, "data_dir": data_dir, "out": str(folder),
+        "device": workers.device, "checkpoint_minutes": checkpoint_minutes, "threads": torch.get_num_threads(),
     }  # fmt: skip
     with Cluster(workers.address):
         _require_resources(workers)
@@ -105,6 +105,11 @@ def ray_search(
         with _following(folder / METRICS, on_epoch):
             _train(task, workers, folder)
     return read_result(folder)
+
+
+def _anywhere(space: str | Path) -> str:
+    """The same space from any working directory, if it is that of a file."""
+    return str(Path(space).absolute()) if Path(space).suffix in YAML_SUFFIXES else str(space)
 
 
 def _require_resources(workers: Workers) -> None:
@@ -132,30 +137,37 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
         Stopped: workers were lost.
     """
     from ray import train
+    from ray.exceptions import RayActorError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told once, below
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=task,
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=_resources(workers)
-        ),
-        run_config=train.RunConfig(
-            name=RAY, storage_path=str(folder), failure_config=train.FailureConfig(max_failures=workers.retries)
-        ),
+    scaling = train.ScalingConfig(
+        num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=_resources(workers)
     )
-    try:
-        trainer.fit()
-    except train.TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {})
-        said = [failure for _, failure in sorted(failures.items()) if isinstance(failure, UserError)]
-        if said:
-            raise UserError(str(said[0])) from error
-        reasons = [f"worker {rank}: {first_line(failure)}" for rank, failure in sorted(failures.items())]
-        raise Stopped("; ".join(reasons) or first_line(error)) from error
+    failures = train.FailureConfig(max_failures=workers.retries)
+    for left in reversed(range(workers.retries + 1)):
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=task,
+            torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+            scaling_config=scaling,
+            run_config=train.RunConfig(name=RAY, storage_path=str(folder), failure_config=failures),
+        )
+        try:
+            trainer.fit()
+            return
+        except train.ControllerError as error:
+            # Ray starts anew whatever dies at work, but gives up when a worker dies while the others still start.
+            if not left or not isinstance(error.controller_failure, RayActorError):
+                raise Stopped(first_line(error.controller_failure)) from error
+        except train.TrainingFailedError as error:
+            failed = sorted(getattr(error, "worker_failures", {}).items())
+            said = [failure for _, failure in failed if isinstance(failure, UserError)]
+            if said:
+                raise UserError(str(said[0])) from error
+            reasons = [f"worker {rank}: {first_line(failure)}" for rank, failure in failed]
+            raise Stopped("; ".join(reasons) or first_line(error)) from error
 
 
 def _resources(workers: Workers) -> dict[str, float]:

@@ -3,18 +3,22 @@
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import spaces_for_workers
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
 from nas.cli.main import run
-from nas.ray_search import Workers, ray_search
-from search_spaces.errors import UserError
+from nas.ray_search import Workers, _train, ray_search
+from search_spaces.errors import Stopped, UserError
 
 SPACE = "spaces_for_workers:tiny"
 SETTINGS: dict[str, Any] = {"flops": "60K", "epochs": 2, "batch_size": 32, "images": 160}
+LOST = ControllerError(RayActorError(error_msg="the worker died"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -70,6 +74,34 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert signal.getsignal(signal.SIGTERM) is before
     assert words in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("failures", "fits", "raised"),
+    [
+        ([], 1, None),
+        ([LOST], 2, None),
+        ([LOST, LOST, LOST], 3, "died"),
+        ([ControllerError(RuntimeError("bug"))], 1, "bug"),
+        ([WorkerGroupError("", {1: UserError("too few images"), 0: RuntimeError("a peer left")})], 1, "too few images"),
+        ([WorkerGroupError("", {0: RuntimeError("out of memory")})], 1, "worker 0: out of memory"),
+    ],
+)
+def test_workers_lost_while_they_start_are_started_anew(
+    failures: list[TrainingFailedError], fits: int, raised: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def fit(_: object) -> None:
+        done.append(1)
+        if len(done) <= len(failures):
+            raise failures[len(done) - 1]
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+    with nullcontext() if raised is None else pytest.raises((UserError, Stopped), match=raised) as caught:
+        _train({}, Workers(count=2, retries=2), tmp_path)
+    assert len(done) == fits
+    assert caught is None or isinstance(caught.value, UserError) == ("images" in str(raised))
 
 
 def test_wrong_workers() -> None:
