@@ -54,7 +54,7 @@ from search_spaces.serialisation import read_json, write_json
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from supernets.derive import sliced_network
-from supernets.search import RESULT, read_result
+from supernets.result import RESULT, read_result
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -28,24 +27,25 @@ from recipes.distributed import (
     sum_over_ranks,
 )
 from recipes.interruption import Interruption
-from recipes.run_folder import ARCHITECTURE, RunFolder
+from recipes.run_folder import RunFolder
 from recipes.sources import Source, split_indices
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
 from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.limits import format_quantity
 from search_spaces.seeding import numpy_rng, stream_seed
-from search_spaces.serialisation import from_plain, read_json, require, to_plain, write_json, write_text_atomic
+from search_spaces.serialisation import from_plain, require, to_plain, write_text_atomic
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
 from supernets.config import SearchConfig
 from supernets.gumbel import gumbel_noise, temperature
 from supernets.masking import synchronise_norms
+from supernets.result import SearchResult, write_result
 from supernets.supergraph import Supergraph
 
 SCHEMA = 1  # of the checkpoint
-RESULT, ALPHA = "result.json", "alpha.csv"
+ALPHA = "alpha.csv"
 LANDING = 0.87  # share of the upper limit above which an argmax network is inside for good
 LANDING_RATE = 2.5  # factor on alpha's rate while the argmax network is outside in the last part of a search
 
@@ -74,23 +74,6 @@ class SearchCallback(Protocol):
 
     def on_epoch_end(self, state: SearchState) -> None:
         """After every epoch, before its checkpoint is written."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        architecture: the network to train.
-        cost: its exact cost.
-        argmax_cost: exact cost of the argmax network, before any repair.
-        repaired: whether a repair was needed to meet the budget.
-    """
-
-    architecture: Architecture
-    cost: Cost
-    argmax_cost: Cost
-    repaired: bool
 
 
 def search(
@@ -142,8 +125,7 @@ def search(
             searching.epoch(epoch, run, callbacks)
     result = searching.result()
     if run is not None:
-        result.architecture.save(run.architecture)
-        write_json(run.path / RESULT, _result_json(result, budget))
+        write_result(run, result, budget)
     return result
 
 
@@ -151,34 +133,6 @@ def _gradient(parameter: Tensor) -> Tensor:
     """The gradient that a backward pass has left."""
     assert parameter.grad is not None
     return parameter.grad
-
-
-def read_result(folder: Path) -> SearchResult:
-    """What a search that has ended wrote into its run folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    stored = read_json(folder / RESULT)
-    try:
-        cost, argmax_cost = (
-            Cost(**{key: int(value) for key, value in stored[name].items()}) for name in ("cost", "argmax_cost")
-        )
-        repaired = bool(stored["repaired"])
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / RESULT} is damaged: {first_line(error)}") from error
-    architecture = Architecture.load(folder / ARCHITECTURE)
-    return SearchResult(architecture=architecture, cost=cost, argmax_cost=argmax_cost, repaired=repaired)
-
-
-def _result_json(result: SearchResult, budget: Budget) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "budget": to_plain(budget),
-        "cost": result.cost._asdict(),
-        "argmax_cost": result.argmax_cost._asdict(),
-        "repaired": result.repaired,
-    }
 
 
 @dataclass(kw_only=True, slots=True)
@@ -247,9 +201,8 @@ class Searching:
         if config.sync_batch_norm and place.world > 1:
             synchronise_norms(self.supergraph)
         self.supergraph.sample_two = sampled = config.sample == "two"
-        self.supergraph.run_all_blocks = (
-            place.world > 1 and not sampled
-        )  # DistributedDataParallel waits for every gradient
+        # DistributedDataParallel waits for every gradient
+        self.supergraph.run_all_blocks = place.world > 1 and not sampled
         self.supergraph.recompute_resolutions = config.recompute_resolutions
         self.supergraph.alpha.requires_grad_(False)  # so that DistributedDataParallel leaves it alone
         self.parallel = share_gradients(self.supergraph, place, some=sampled)
@@ -371,6 +324,9 @@ class Searching:
     def _cross_entropy(self, images: Tensor, labels: Tensor, noise: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Loss and logits of this process's images; ``model`` is the supergraph, or that which shares its gradients."""
         weights = self.supergraph.weights(self.state.tau, noise, committed=self.committed)
+        # Synchronised norms wait for all processes: none may leave out a resolution whose weight is 0 in its draw alone.
+        together = self.config.sync_batch_norm and self.place.world > 1
+        self.supergraph.run_all_resolutions = together and self.space.resolution.name not in self.committed
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"):
             logits = model(images, weights)
         logits = logits.to(self.supergraph.alpha.dtype)

@@ -45,6 +45,7 @@ class Supergraph(nn.Module):
         alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
         sample_two: whether a layer runs only two block types, drawn by their weights (`keep_two`).
         run_all_blocks: whether block types of weight exactly 0 are run too, when no gradient of the weights is wanted.
+        run_all_resolutions: the same of resolutions.
         recompute_resolutions: whether the backward pass runs all resolutions but the largest again instead of finding their
             maps kept: the memory of one resolution for all, the same bits, more time.
 
@@ -77,6 +78,7 @@ class Supergraph(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
         self.sample_two = False
         self.run_all_blocks = False
+        self.run_all_resolutions = False
         self.recompute_resolutions = False
         self.cost = EffectiveCost(self.tables)
         self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
@@ -205,7 +207,7 @@ class Supergraph(nn.Module):
         if images.shape[-2:] != (largest, largest):
             raise ValueError(f"images must be {largest}x{largest}, got {images.shape[-2]}x{images.shape[-1]}")
         g_resolution = pick(weights, self.space.resolution)
-        active = set(_active(g_resolution))
+        active = set(range(len(g_resolution)) if self.run_all_resolutions else _active(g_resolution))
         levels = [
             [(level, g_resolution[list(level.resolutions)].sum()) for level in layer if active & set(level.resolutions)]
             for layer in self.levels

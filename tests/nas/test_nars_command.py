@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,20 @@ def test_a_candidate_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     assert (tmp_path / "candidates" / "7" / "checkpoint.pt").is_file()
     again = train_candidate(job, reports.append)
     assert again["curve"] == result["curve"] and len(reports) == 2, "nothing is trained twice"
+
+
+def test_a_candidate_is_trained_at_the_resolution_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def fit(*_: object, resolution: int, **__: object) -> Any:
+        seen.append(resolution)
+        return SimpleNamespace(history=[{"test_accuracy": 10.0, "seconds": 1.0}])
+
+    monkeypatch.setattr(nas.rounds, "run_jobs", Inline())
+    monkeypatch.setattr("recipes.trainer.fit", fit)
+    settings = {**SMALL, "network": "fbnetv3_a_low32", "flops": None, "resolution": 40}
+    nars("fbnetv3-recipe", "digits", out=tmp_path / "run", **settings)
+    assert set(seen) == {40}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
-from supernets.search import SearchResult, SearchState, _Partial, search
+from supernets.result import SearchResult, read_result
+from supernets.search import SearchState, _Partial, search
 
 
 def images(n: int = 120) -> TensorSource:
@@ -307,3 +308,10 @@ def test_a_search_on_some_classes_counts_all(tmp_path: Path) -> None:
     stored = load_checkpoint(out / "checkpoint.pt")["supergraph"]
     assert len(stored["classifier.weight"]) == 3
     assert json.loads((out / "config.json").read_text())["config"]["classes"] == 3
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"cost": {"flops": "many"}, "argmax_cost": {}, "repaired": false}', "{"])
+def test_a_damaged_result_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result\.json"):
+        read_result(tmp_path)

@@ -168,3 +168,49 @@ def test_images_of_another_side_are_refused() -> None:
     supergraph = Supergraph(three_layers(), 10, 3)
     with pytest.raises(ValueError, match="images must be 16x16, got 13x13"):
         supergraph(torch.zeros(1, 3, 13, 13), supergraph.weights(1.0))
+
+
+def test_soft_weights_mix_between_the_shared_convolutions() -> None:
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, share_pointwise=True).double().eval()
+    randomise(supergraph, seed=4)
+    layer, generator = supergraph.layers[1], torch.Generator().manual_seed(5)
+    noise = torch.randn(len(supergraph.alpha), generator=generator)
+    given = supergraph.layer_weights(supergraph.weights(0.7, noise))[1]
+    conv = supergraph.layers[0].branches[0].pwl[0]  # type: ignore[index, union-attr]
+    x = torch.randn(2, conv.out_channels, 8, 8, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        found = layer(x, given, torch.tensor(0.6, dtype=torch.float64))
+        # Each block type alone, up to its last convolution; weighted by g_i / G; projected once, times G.
+        pairs = [
+            (g, b) for g, b in zip(given.block, layer.branches, strict=True) if isinstance(b, MaskedInvertedResidual)
+        ]
+        total = sum(float(g) for g, _ in pairs)
+        assert len(pairs) > 1 and total < 1  # the rest is skip's
+        inside = torch.zeros(())
+        for g, branch in pairs:
+            expanding, norm = conv_and_norm(branch.pw)  # type: ignore[arg-type]
+            y = branch.activation(norm(expanding(x)) * given.mid_mask[:, None, None])
+            inside = inside + float(g) / total * branch.hidden(y, given.mid_mask, given.squeeze_mask)
+        projecting, norm = conv_and_norm(pairs[0][1].pwl)
+        expected = norm(projecting(inside)) * (0.6 * total * given.out_mask)[:, None, None]
+        for g, branch in zip(given.block, layer.branches, strict=True):
+            if not isinstance(branch, MaskedInvertedResidual):
+                scale = (0.6 * float(g) * (1 - given.same) * given.out_mask)[:, None, None]
+                expected = expected + branch(x).relu() * scale
+        expected = expected + 0.6 * given.identity * x if layer.stride == 1 else expected
+    torch.testing.assert_close(found, expected)
+
+
+def test_resolutions_of_weight_zero_run_where_processes_wait_for_each_other() -> None:
+    space = three_layers()
+    supergraph, calls = Supergraph(space, 10, 3), []
+    supergraph.stem.register_forward_hook(lambda *_: calls.append(1))
+    chosen, images = supergraph.one_hot([0] * len(space)), torch.randn(2, 3, 16, 16)
+    results = []
+    for supergraph.run_all_resolutions in (False, True):
+        calls.clear()
+        with torch.no_grad():
+            results.append(supergraph.eval()(images, chosen))
+        assert len(calls) == (len(supergraph.levels[0]) if supergraph.run_all_resolutions else 1)
+    torch.testing.assert_close(*results)
