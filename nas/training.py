@@ -1,7 +1,7 @@
 """``nas.train``: train a network with a Recipe in a run folder, in one process or in those of `torchrun`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 DEFAULT_RECIPES = {"digits": "digits", "imagefolder": "fbnetv3"}  # everything else: "cifar10-small"
 DISTILLATION = 0.8  # weight of a teacher that the recipe gives none (thesis 4.4)
+
+LossOf = Callable[[Recipe, nn.Module | None], Loss | None]  # makes the loss of a recipe and a teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
-    loss: Loss | None = None,
+    loss: LossOf | None = None,
     loss_callbacks: Sequence[Callback] = (),
     recorded_loss: Any = None,
     command: Sequence[str] = (),
@@ -96,7 +98,7 @@ def train(
         device: ``"cpu"`` or ``"cuda"``.
         resume: continue the training in ``out``.
         callbacks: see `recipes.trainer.Callback`; those of process 0 are called.
-        loss: replaces the cross entropy and the recipe's label smoothing; not together with ``teacher``.
+        loss: makes the loss from the recipe, as changed, and the teacher, if any; default cross entropy or `Distillation`.
         loss_callbacks: what the loss needs to be told; called in every process, before ``callbacks``.
         recorded_loss: plain values for config.json that tell the loss from others.
         command: recorded in the run folder.
@@ -120,12 +122,7 @@ def train(
         dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=stream_seed(seed, "weights"),
     )  # fmt: skip
     exact = design_cost(design, num_classes=dataset.num_classes, in_channels=dataset.in_channels, resolution=side)
-    require(loss is None or teacher is None, "a loss of one's own takes no teacher")
-    if teacher is not None:
-        loss = Distillation(
-            teacher=load_teacher(teacher, teacher_weights, dataset).to(where), weight=recipe.distillation,
-            temperature=recipe.distillation_temperature, label_smoothing=recipe.label_smoothing,
-        )  # fmt: skip
+    taught_by = None if teacher is None else load_teacher(teacher, teacher_weights, dataset).to(where)
     recorded = {
         "kind": "train",
         "architecture": design_to_json(design),
@@ -144,15 +141,25 @@ def train(
         if run is not None and isinstance(design, Architecture):
             design.save(run.architecture)
         fitted = fit(
-            model, dataset.train, dataset.test, recipe, resolution=side, seed=seed, run=run, loss=loss,
-            callbacks=[*loss_callbacks, *(callbacks if place.main else ()), *(shown if place.main else ())], device=where,
-            resume=resume,
+            model, dataset.train, dataset.test, recipe, resolution=side, seed=seed, run=run, device=where, resume=resume,
+            loss=(loss or _own_loss)(recipe, taught_by),
+            callbacks=[*loss_callbacks, *(callbacks if place.main else ()), *(shown if place.main else ())],
         )  # fmt: skip
         assert fitted.evaluation is not None, "there is a test source"
         result = TrainResult(design=design, model=fitted.model, evaluation=fitted.evaluation, cost=exact)
         if run is not None:
             _save_result(run, result, dataset, side)
     return result
+
+
+def _own_loss(recipe: Recipe, teacher: nn.Module | None) -> Loss | None:
+    """What `train` minimises by itself; None leaves it to `fit`."""
+    if teacher is None:
+        return None
+    return Distillation(
+        teacher=teacher, weight=recipe.distillation, temperature=recipe.distillation_temperature,
+        label_smoothing=recipe.label_smoothing,
+    )  # fmt: skip
 
 
 def load_teacher(teacher: str | Path | nn.Module, weights: str | Path | None, dataset: Dataset) -> nn.Module:

@@ -8,7 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, is_main_process, set_threads
+from nas.cli.options import (
+    BatchSize,
+    Data,
+    DataDir,
+    Device,
+    Distillation,
+    Epochs,
+    LearningRate,
+    Out,
+    Pretrained,
+    RecipeOption,
+    Resolution,
+    Resume,
+    Seed,
+    Teacher,
+    TeacherWeights,
+    Threads,
+    is_main_process,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from nas.trees.losses import Weight
@@ -106,15 +125,16 @@ def train_command(
     form: Annotated[
         str, typer.Option("--form", help="nll, xent_on_probs (the authors' package), hard or hard_nodes")
     ] = "nll",
-    recipe: Annotated[str | None, typer.Option("--recipe", help="name or file; default: what suits the data")] = None,
+    recipe: RecipeOption = None,
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="instead of the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="instead of the recipe's")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="instead of the recipe's")] = None,
-    resolution: Annotated[int | None, typer.Option("--resolution", help="side of the images in pixels")] = None,
-    pretrained: Annotated[
-        Path | None, typer.Option("--pretrained", help="weights to start from: a checkpoint or a run folder")
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    resolution: Resolution = None,
+    pretrained: Pretrained = None,
+    teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
+    distillation: Distillation = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -129,9 +149,10 @@ def train_command(
         result = train_nbdt(
             network, data, tree=tree, rebuild=None if rebuild is None else _epochs(rebuild),
             omega=_weight("--omega", omega), beta=_weight("--beta", beta), form=form,  # type: ignore[arg-type]
-            recipe=recipe, out=out, seed=seed, resolution=resolution, pretrained=pretrained, data_dir=data_dir,
-            device=device, resume=resume, callbacks=[] if progress is None else [progress], command=sys.argv[1:],
-            epochs=epochs, batch_size=batch_size, lr=lr,
+            recipe=recipe, out=out, seed=seed, resolution=resolution, pretrained=pretrained, teacher=teacher,
+            teacher_weights=teacher_weights, data_dir=data_dir, device=device, resume=resume,
+            callbacks=[] if progress is None else [progress], command=sys.argv[1:],
+            epochs=epochs, batch_size=batch_size, lr=lr, distillation=distillation,
         )  # fmt: skip
     if is_main_process():
         evaluation = result.evaluation

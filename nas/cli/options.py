@@ -13,6 +13,21 @@ Seed = Annotated[int, typer.Option("--seed", help="of everything random")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default torch's own choice")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="name or file; default: what suits the data set")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="instead of the recipe's")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="of one machine, instead of the recipe's")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="instead of the recipe's")]
+Resolution = Annotated[
+    int | None, typer.Option("--resolution", help="side of the images in pixels; default: the network's")
+]
+Pretrained = Annotated[
+    Path | None, typer.Option("--pretrained", help="weights to start from: a checkpoint or a run folder")
+]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="run folder of a network to learn from, or its name")]
+TeacherWeights = Annotated[Path | None, typer.Option("--teacher-weights", help="checkpoint of a teacher given by name")]
+Distillation = Annotated[
+    float | None, typer.Option("--distillation", help="weight of the teacher in the loss, instead of the recipe's")
+]
 Flops = Annotated[
     str | None, typer.Option("--flops", help="multiply-adds: 6M (at most), 5M:6M (range), 4M,6M (several)")
 ]

@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import Data, DataDir, Device, Out, Resume, Seed, Threads, is_main_process, set_threads
+from nas.cli.options import (
+    BatchSize,
+    Data,
+    DataDir,
+    Device,
+    Distillation,
+    Epochs,
+    LearningRate,
+    Out,
+    Pretrained,
+    RecipeOption,
+    Resolution,
+    Resume,
+    Seed,
+    Teacher,
+    TeacherWeights,
+    Threads,
+    is_main_process,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from nas.training import TrainResult
@@ -23,30 +42,16 @@ def train_command(
     ],
     data: Data,
     out: Out,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="name or file; default: what suits the data set")
-    ] = None,
+    recipe: RecipeOption = None,
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="instead of the recipe's")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="of one machine, instead of the recipe's")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="instead of the recipe's")] = None,
-    resolution: Annotated[
-        int | None, typer.Option("--resolution", help="side of the images in pixels; default: the network's")
-    ] = None,
-    pretrained: Annotated[
-        Path | None, typer.Option("--pretrained", help="weights to start from: a checkpoint or a run folder")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="run folder of a network to learn from, or its name")
-    ] = None,
-    teacher_weights: Annotated[
-        Path | None, typer.Option("--teacher-weights", help="checkpoint of a teacher given by name")
-    ] = None,
-    distillation: Annotated[
-        float | None, typer.Option("--distillation", help="weight of the teacher in the loss, instead of the recipe's")
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    resolution: Resolution = None,
+    pretrained: Pretrained = None,
+    teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
+    distillation: Distillation = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nas.designs import Design
 from nas.loading import load_model
 from nas.training import TrainResult, default_recipe, train
@@ -13,7 +15,7 @@ from nas.trees.wrapping import TREE, trained_folder, tree_of
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
 from recipes.recipe import Recipe, load_recipe
-from recipes.trainer import Callback
+from recipes.trainer import Callback, Loss
 from search_spaces.errors import UserError
 from search_spaces.serialisation import require, to_plain
 
@@ -52,7 +54,7 @@ def train_nbdt(
         seed: of all randomness.
         data_dir: where data sets are.
         callbacks: see `recipes.trainer.Callback`.
-        **options: of `nas.train`, and fields of the recipe that differ.
+        **options: of `nas.train`, and fields of the recipe that differ. A ``teacher`` softens the targets of both losses.
 
     Raises:
         UserError: anything wrong with the input, in one line.
@@ -61,7 +63,6 @@ def train_nbdt(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe or default_recipe(dataset.name)))
     if options.get("epochs") is not None:
         recipe = recipe.with_epochs(options.pop("epochs"))
-    smoothing = options.get("label_smoothing")
     require(tree is None or rebuild is None, "give a tree or rebuild, not both")
     recorded: dict[str, Any] = {"form": form, "omega": to_plain(omega), "beta": to_plain(beta)}
     if rebuild is not None:
@@ -75,10 +76,14 @@ def train_nbdt(
     else:
         fixed = _tree(tree if tree is not None else pretrained, dataset, seed)
         recorded["tree"] = fixed.to_json()
-    loss = TreeSupervision(
-        trees if fixed is None else fixed, omega=omega, beta=beta, form=form,
-        label_smoothing=recipe.label_smoothing if smoothing is None else smoothing,
-    )  # fmt: skip
+
+    def loss(recipe: Recipe, teacher: nn.Module | None) -> Loss:
+        return TreeSupervision(
+            trees if fixed is None else fixed, omega=omega, beta=beta, form=form,
+            label_smoothing=recipe.label_smoothing, teacher=teacher, distillation=recipe.distillation,
+            temperature=recipe.distillation_temperature,
+        )  # fmt: skip
+
     result = train(
         network, dataset, recipe=recipe, pretrained=pretrained, out=out, seed=seed, callbacks=callbacks, loss=loss,
         loss_callbacks=[trees] if fixed is None else [], recorded_loss=recorded, **options,

@@ -96,6 +96,18 @@ def test_training_for_a_tree_keeps_it_and_goes_on(trained: Path, tmp_path: Path)
     assert run([*command[:-4], "--beta", "0.5", "--threads", "1", "--resume"]) == 2  # another run
 
 
+def test_a_teacher_softens_the_targets(trained: Path, tmp_path: Path) -> None:
+    architecture = str(next(trained.parent.glob("arch/*.json")))
+    command = ["nbdt", "train", architecture, "--data", "digits", "--epochs", "1", "--tree", "flat", "--threads", "1"]
+    teacher = ["--teacher", str(trained), "--distillation"]
+    for name, options in {"alone": [], "some": [*teacher, "0.1"], "all": [*teacher, "1"]}.items():
+        assert run([*command, "--out", str(tmp_path / name), *options]) == 0
+    losses = [(tmp_path / name / "metrics.csv").read_text() for name in ("alone", "some", "all")]
+    assert len(set(losses)) == 3
+    recorded = json.loads((tmp_path / "some" / "config.json").read_text())["config"]
+    assert recorded["teacher"] == str(trained) and recorded["recipe"]["distillation"] == 0.1
+
+
 def test_trees_rebuilt_during_training(trained: Path, tmp_path: Path) -> None:
     architecture = str(next(trained.parent.glob("arch/*.json")))
     assert run(["nbdt", "train", architecture, "--data", "digits", "--epochs", "3", "--rebuild", "1:2:1", "--form", "hard",
