@@ -42,6 +42,12 @@ _WHERE = {
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
+    "split_hierarchy": "nas.trees.split_hierarchies",
+    "features_of": "nas.trees.features",
+    "FeatureTree": "nas.trees.feature_trees",
+    "info_gain_tree": "nas.trees.feature_trees",
+    "oc1_tree": "nas.trees.oblique",
+    "feature_baselines": "nas.trees.baselines",
     "TreeSupervision": "nas.trees.losses",
     "report": "nas.reporting.report",
     "query": "nas.querying",
@@ -84,11 +90,17 @@ if TYPE_CHECKING:
     from nas.rounds import nars as nars
     from nas.searching import search as search
     from nas.training import train as train
+    from nas.trees.baselines import feature_baselines as feature_baselines
+    from nas.trees.feature_trees import FeatureTree as FeatureTree
+    from nas.trees.feature_trees import info_gain_tree as info_gain_tree
+    from nas.trees.features import features_of as features_of
     from nas.trees.hierarchy import Hierarchy as Hierarchy
     from nas.trees.induced import induced_hierarchy as induced_hierarchy
     from nas.trees.induced import model_hierarchy as model_hierarchy
     from nas.trees.losses import TreeSupervision as TreeSupervision
     from nas.trees.nbdt import NBDT as NBDT
+    from nas.trees.oblique import oc1_tree as oc1_tree
+    from nas.trees.split_hierarchies import split_hierarchy as split_hierarchy
     from nas.trees.training import train_nbdt as train_nbdt
     from nas.trees.wrapping import nbdt as nbdt
     from predictor.predictor import Predictor as Predictor

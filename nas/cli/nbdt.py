@@ -61,8 +61,8 @@ def tree_command(
         str | None,
         typer.Option(
             "--tree",
-            help="unit-ward (thesis), unit-average, raw-ward (the authors' package), wordnet, random, flat, or a"
-            " hierarchy file; default the one it was trained with, or unit-ward",
+            help="unit-ward (thesis), unit-average, raw-ward (the authors' package), info-gain, oc1, wordnet, random,"
+            " flat, or a hierarchy file; default the one it was trained with, or unit-ward",
         ),
     ] = None,
     names: Annotated[bool, typer.Option(help="name the inner nodes by WordNet")] = True,

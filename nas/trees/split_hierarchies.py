@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from nas.trees.feature_trees import Ints, Values, checked
+from nas.trees.features import features_of
 from nas.trees.hierarchy import Hierarchy
 from nas.trees.oblique import RESTARTS, SEARCHED, axis_split, best_split, sides_of
+from recipes.sources import Source, split_indices
 from search_spaces.errors import closest
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require
 
 SplitMethod = Literal["info-gain", "oc1"]
 SPLIT_METHODS: tuple[SplitMethod, ...] = ("info-gain", "oc1")
+MOST_IMAGES = 50_000  # as many as CIFAR has; more change the splits of whole classes little
 
 
 def split_hierarchy(
@@ -68,6 +73,40 @@ def split_hierarchy(
     return Hierarchy(tuple(classes), tuple(map(tuple, children)), ("",) * len(children))
 
 
+def model_split_hierarchy(
+    model: nn.Module,
+    source: Source,
+    classes: Sequence[str],
+    method: SplitMethod = "info-gain",
+    *,
+    seed: int,
+    resolution: int,
+    head: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Hierarchy:
+    """`split_hierarchy` of a network's features of training images, 50,000 of them at most, each class in proportion.
+
+    Args:
+        model: images to logits `(b, K)`; already on ``device``.
+        source: training images.
+        classes: K names.
+        method: see `split_hierarchy`.
+        seed: of the images chosen, of ties and of the search.
+        resolution: side of the images in pixels.
+        head: name of the last layer, where `find_head` needs it.
+        device: where the network computes.
+
+    Raises:
+        UserError: what `features_of` and `split_hierarchy` refuse.
+    """
+    require(seed >= 0, f"seed must be >= 0, got {seed}")
+    if len(source) > MOST_IMAGES:
+        chosen, _ = split_indices(source.labels, MOST_IMAGES / len(source), numpy_rng(seed, "split-hierarchy-images"))
+        source = source.subset(chosen)
+    found = features_of(model, source, len(classes), resolution=resolution, head=head, device=device)
+    return split_hierarchy(found.values, found.labels, classes, method, seed=seed)
+
+
 def _above(
     values: Values,
     labels: Ints,
@@ -81,7 +120,7 @@ def _above(
     images = np.isin(labels, part)
     values, places = values[images], np.searchsorted(part, labels[images])
     if method == "oc1":
-        split = best_split(values, places, rng, restarts=restarts, impurity="entropy", searched=searched)
+        split = best_split(values, places, rng, restarts=restarts, searched=searched)
     else:
         split = axis_split(values, places, int(rng.integers(2**32)))
     if split is None:  # all features are the same

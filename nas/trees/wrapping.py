@@ -16,17 +16,18 @@ from nas.trees.induced import METHODS, flat_hierarchy, model_hierarchy, random_h
 from nas.trees.nbdt import NBDT
 from nas.trees.page import hierarchy_page
 from nas.trees.rules import RULES
+from nas.trees.split_hierarchies import SPLIT_METHODS, model_split_hierarchy
 from nas.trees.wordnet import class_synsets, name_nodes, wordnet_hierarchy
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import Evaluation, evaluation_mode
 from recipes.sources import Source
 from recipes.trainer import checked_device
-from search_spaces.errors import closest
+from search_spaces.errors import UserError, closest
 from search_spaces.serialisation import require, write_json, write_text_atomic
 
 TREE, RESULT, PAGE, FOLDER = "hierarchy.json", "nbdt.json", "page.html", "nbdt"
 NETWORK, SOFT, HARD = "NN", "NBDT-S", "NBDT-H"  # as in the thesis's tables
-KINDS = (*METHODS, "wordnet", "random", "flat")
+KINDS = (*METHODS, *SPLIT_METHODS, "wordnet", "random", "flat")
 BATCH = 256
 
 
@@ -79,7 +80,7 @@ def nbdt(
         pretrained: weights of a network given by name.
         resolution: side of the images in pixels; default that of training.
         out: folder for hierarchy.json, nbdt.json and page.html; None writes nothing.
-        seed: of a random tree.
+        seed: of a random tree, and of trees from splits.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
 
@@ -97,7 +98,10 @@ def nbdt(
     if tree is None:
         stored = None if isinstance(model, (nn.Module, TrainedModel)) else trained_folder(model) / TREE
         tree = stored if stored is not None and stored.is_file() else METHODS[0]
-    hierarchy = tree_of(tree, dataset.class_names, network, head=head, seed=seed)
+    hierarchy = tree_of(
+        tree, dataset.class_names, network, head=head, seed=seed,
+        source=dataset.train, resolution=resolution or side, device=where,
+    )  # fmt: skip
     if names and not any(hierarchy.names):
         hierarchy = named(hierarchy)
     wrapped = NBDT(network, hierarchy).eval()
@@ -117,16 +121,23 @@ def tree_of(
     *,
     head: str | None = None,
     seed: int = 0,
+    source: Source | None = None,
+    resolution: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Hierarchy:
     """A tree over the classes.
 
     Args:
-        tree: ``unit-ward``, ``unit-average`` or ``raw-ward`` (see `induced_hierarchy`) from the network's weights; ``wordnet``,
-            ``random``, ``flat``; a hierarchy file; or a Hierarchy.
+        tree: ``unit-ward``, ``unit-average`` or ``raw-ward`` (see `induced_hierarchy`) from the network's weights;
+            ``info-gain`` or ``oc1`` (see `split_hierarchy`) from its features of training images; ``wordnet``, ``random``,
+            ``flat``; a hierarchy file; or a Hierarchy.
         classes: names, in the order of the classifier's outputs.
-        network: whose weights induce the tree.
+        network: whose weights or features give the tree.
         head: name of its last layer, where `find_head` needs it.
-        seed: of a random tree.
+        seed: of a random tree and of splits.
+        source: training images.
+        resolution: side of the images in pixels; needed with ``source``.
+        device: where the network is.
 
     Raises:
         UserError: no such kind or file, or a tree whose leaves are not the classes.
@@ -147,6 +158,12 @@ def tree_of(
         require(network is not None, f"a tree of kind {kind} needs a trained network")
         assert network is not None
         return model_hierarchy(network, classes, kind, head)
+    if kind in SPLIT_METHODS:
+        if network is None or source is None or resolution is None:
+            raise UserError(f"a tree of kind {kind} needs a trained network and images; give nas nbdt's hierarchy file")
+        return model_split_hierarchy(
+            network, source, classes, kind, seed=seed, resolution=resolution, head=head, device=device
+        )
     if kind == "wordnet":
         return wordnet_hierarchy(classes, class_synsets(classes))
     if kind == "random":

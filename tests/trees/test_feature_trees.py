@@ -11,11 +11,13 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import nas
+from nas.trees import split_hierarchies
 from nas.trees.baselines import feature_baselines
 from nas.trees.feature_trees import FeatureTree, heights_of, info_gain_tree
-from nas.trees.features import features_of
+from nas.trees.features import Features, features_of
 from nas.trees.oblique import best_split, impurity_of, line_search, oc1_tree
 from nas.trees.split_hierarchies import split_hierarchy
+from nas.trees.wrapping import tree_of
 from search_spaces.errors import UserError
 from search_spaces.seeding import stream_seed
 
@@ -349,3 +351,35 @@ def test_baselines_beside_the_network() -> None:
     assert result.trees["info-gain"].agreement == pytest.approx(100 * expected)
     with pytest.raises(UserError, match="did you mean 'oc1'"):
         feature_baselines(net, data, ("oc",), seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["info-gain", "oc1"])
+def test_a_kind_of_tree_for_any_network(method: str) -> None:
+    data = nas.load_dataset("digits")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
+    result = nas.nbdt(net, "digits", tree=method, resolution=8, names=False)
+    found = features_of(net, data.train, 10, resolution=8)
+    expected = split_hierarchy(found.values, found.labels, data.class_names, method, seed=0)  # type: ignore[arg-type]
+    assert result.hierarchy.children == expected.children
+    assert result.evaluations["NN"].accuracy == nas.evaluate(net, data.test, resolution=8).accuracy
+    with pytest.raises(UserError, match="needs a trained network and images"):
+        tree_of(method, data.class_names, net)
+
+
+def test_large_sources_give_a_share_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_hierarchies, "MOST_IMAGES", 200)
+    seen = []
+
+    def spied(*given: object, **named: object) -> Features:
+        seen.append(given[1])
+        return features_of(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(split_hierarchies, "features_of", spied)
+    data = nas.load_dataset("digits")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    tree = split_hierarchies.model_split_hierarchy(net, data.train, data.class_names, seed=0, resolution=8)
+    shares = np.bincount(seen[0].labels) / 200
+    assert len(seen[0]) == 200
+    np.testing.assert_allclose(shares, np.bincount(data.train.labels) / len(data.train), atol=1 / 200)
+    assert tree.nodes == 19
