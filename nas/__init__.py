@@ -39,6 +39,11 @@ _WHERE = {
     "nbdt": "nas.trees.wrapping",
     "train_nbdt": "nas.trees.training",
     "NBDT": "nas.trees.nbdt",
+    "filter_importance": "nas.trees.filter_ranking",
+    "pruning_curves": "nas.trees.filter_pruning",
+    "prune_filters": "nas.trees.filter_removal",
+    "RankBy": "nas.trees.filter_ranking",
+    "LeNet5": "nas.lenet",
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     from nas.exporting import export as export
     from nas.latency import measure_latency as measure_latency
     from nas.latency import measure_space as measure_space
+    from nas.lenet import LeNet5 as LeNet5
     from nas.loading import load_architecture as load_architecture
     from nas.loading import load_model as load_model
     from nas.loading import load_space as load_space
@@ -94,6 +100,10 @@ if TYPE_CHECKING:
     from nas.trees.feature_trees import FeatureTree as FeatureTree
     from nas.trees.feature_trees import info_gain_tree as info_gain_tree
     from nas.trees.features import features_of as features_of
+    from nas.trees.filter_pruning import pruning_curves as pruning_curves
+    from nas.trees.filter_ranking import RankBy as RankBy
+    from nas.trees.filter_ranking import filter_importance as filter_importance
+    from nas.trees.filter_removal import prune_filters as prune_filters
     from nas.trees.hierarchy import Hierarchy as Hierarchy
     from nas.trees.induced import induced_hierarchy as induced_hierarchy
     from nas.trees.induced import model_hierarchy as model_hierarchy

@@ -1,4 +1,4 @@
-"""What can be trained, exported and measured: a network of ours as data, or one of torchvision's by name."""
+"""What can be trained, exported and measured: a network of ours as data, LeNet-5, or one of torchvision's by name."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nas.lenet import LeNet5, build_lenet5, is_lenet5
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost, check_image_and_classes, cost
 from search_spaces.errors import UserError, closest, first_line
@@ -43,7 +44,7 @@ class TorchvisionModel:
         return 299 if self.model == "inception_v3" else 224
 
 
-Design = Architecture | TorchvisionModel
+Design = Architecture | TorchvisionModel | LeNet5
 
 
 def torchvision_names() -> list[str]:
@@ -89,13 +90,17 @@ def build_design(
             seed=seed,
         )
     check_image_and_classes(num_classes, in_channels)
-    require(
-        in_channels == TORCHVISION_CHANNELS,
-        f"{design.name} takes images of {TORCHVISION_CHANNELS} channels, the data has {in_channels}",
-    )
     for name, value in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
         require(value is None or 0 <= value < 1, f"{name} must be in [0, 1), got {value}")
-    network = _build_torchvision(design.model, num_classes, seed)
+    network: nn.Module
+    if isinstance(design, LeNet5):
+        network = build_lenet5(design, num_classes, in_channels, seed)
+    else:
+        require(
+            in_channels == TORCHVISION_CHANNELS,
+            f"{design.name} takes images of {TORCHVISION_CHANNELS} channels, the data has {in_channels}",
+        )
+        network = _build_torchvision(design.model, num_classes, seed)
     if dropout is not None:
         _set_dropout(network, dropout)
     if stochastic_depth is not None:
@@ -104,7 +109,7 @@ def build_design(
 
 
 def design_cost(design: Design, *, num_classes: int, in_channels: int = 3, resolution: int | None = None) -> Cost:
-    """FLOPs and parameters: of an Architecture by the formulas, of torchvision's models as fvcore counts the module.
+    """FLOPs and parameters: of an Architecture by the formulas, of others as fvcore counts the module.
 
     Raises:
         UserError: a number out of its range, or images too small for the network.
@@ -130,8 +135,10 @@ def design_from_json(data: Any, where: str) -> Design:
     """Inverse of `design_to_json`.
 
     Raises:
-        UserError: neither an architecture nor a torchvision name.
+        UserError: neither an architecture nor a name of LeNet-5 or torchvision.
     """
+    if isinstance(data, str) and is_lenet5(data):
+        return LeNet5.parse(data)
     if isinstance(data, str):
         require(data.startswith(TORCHVISION), f"{where}: expected an architecture or {TORCHVISION}NAME, got {data!r}")
         return TorchvisionModel(data.removeprefix(TORCHVISION))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nas.designs import TORCHVISION, Design, TorchvisionModel, build_design, design_from_json, design_to_json
+from nas.lenet import LeNet5, is_lenet5
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from search_spaces import zoo
 from search_spaces.architecture import MAX_RESOLUTION, Architecture
@@ -104,13 +105,15 @@ def load_architecture(source: str | Path | Architecture) -> Architecture:
 
 
 def load_design(source: str | Path | Design) -> Design:
-    """An architecture file, the run folder that holds it, a published network (`nas zoo`), or ``torchvision:NAME``.
+    """An architecture file, the run folder that holds it, a published network (`nas zoo`), ``torchvision:NAME`` or ``lenet5``.
 
     Raises:
         UserError: nothing of that name, a missing or damaged file.
     """
-    if isinstance(source, TorchvisionModel):
+    if isinstance(source, TorchvisionModel | LeNet5):
         return source
+    if isinstance(source, str) and is_lenet5(source):
+        return LeNet5.parse(source)
     if isinstance(source, str) and source.startswith(TORCHVISION):
         return TorchvisionModel(source.removeprefix(TORCHVISION))
     return load_architecture(source)

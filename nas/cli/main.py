@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import typer
 
-from nas.cli import data, demo, export, latency, nars, nbdt, predictor, query, report, search, spaces, train, zoo
+from nas.cli import data, demo, export, filters, latency, nars, nbdt, predictor, query, report, search, spaces, train, zoo
 from nas.cli.options import is_main_process
 from nas.process import tune_process
 
@@ -29,6 +29,7 @@ app.command("query")(query.query_command)
 app.command("report")(report.report_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(data.app, name="data")
+app.add_typer(filters.app, name="filters")
 app.add_typer(nbdt.app, name="nbdt")
 app.add_typer(predictor.app, name="predictor")
 app.add_typer(spaces.app, name="spaces")

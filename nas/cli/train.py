@@ -37,7 +37,7 @@ def train_command(
         str,
         typer.Argument(
             help="architecture file, run folder of a search, published network (nas zoo; NAME_low32: its variant for"
-            " 32 pixels) or torchvision:NAME"
+            " 32 pixels), torchvision:NAME or lenet5"
         ),
     ],
     data: Data,
