@@ -15,7 +15,7 @@ from nas.trees import split_hierarchies
 from nas.trees.baselines import feature_baselines
 from nas.trees.feature_trees import FeatureTree, heights_of, info_gain_tree
 from nas.trees.features import Features, features_of
-from nas.trees.oblique import best_split, impurity_of, line_search, oc1_tree
+from nas.trees.oblique import IMPURITIES, best_split, impurity_of, line_search, oc1_tree
 from nas.trees.split_hierarchies import split_hierarchy
 from nas.trees.wrapping import tree_of
 from search_spaces.errors import UserError
@@ -207,6 +207,13 @@ def test_features_that_tell_nothing_give_one_leaf() -> None:
     for grow in (info_gain_tree, oc1_tree):
         tree = grow(np.zeros((9, 2), np.float32), np.arange(9) % 2, AB, seed=0)
         assert (tree.leaves, tree.depth, tree.predict(np.ones((2, 2))).tolist()) == (1, 0, [0, 0])
+
+
+def test_oc1_stops_where_no_split_gains() -> None:
+    """Exclusive or of four images: too few for oblique splits, and every parallel one leaves both classes on both sides."""
+    values = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    for impurity in IMPURITIES:
+        assert oc1_tree(values, np.array([0, 1, 1, 0]), AB, seed=0, impurity=impurity).leaves == 1
 
 
 @pytest.mark.parametrize("grow", [info_gain_tree, oc1_tree])
