@@ -44,6 +44,13 @@ _WHERE = {
     "prune_filters": "nas.trees.filter_removal",
     "RankBy": "nas.trees.filter_ranking",
     "LeNet5": "nas.lenet",
+    "tree_outputs": "nas.trees.outputs",
+    "path_entropy": "nas.trees.analyses",
+    "max_similarity": "nas.trees.analyses",
+    "traversals": "nas.trees.analyses",
+    "posit_hypothesis": "nas.trees.superclasses",
+    "node_hypothesis": "nas.trees.superclasses",
+    "superclass_accuracy": "nas.trees.superclasses",
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
@@ -96,6 +103,9 @@ if TYPE_CHECKING:
     from nas.rounds import nars as nars
     from nas.searching import search as search
     from nas.training import train as train
+    from nas.trees.analyses import max_similarity as max_similarity
+    from nas.trees.analyses import path_entropy as path_entropy
+    from nas.trees.analyses import traversals as traversals
     from nas.trees.baselines import feature_baselines as feature_baselines
     from nas.trees.feature_trees import FeatureTree as FeatureTree
     from nas.trees.feature_trees import info_gain_tree as info_gain_tree
@@ -110,7 +120,11 @@ if TYPE_CHECKING:
     from nas.trees.losses import TreeSupervision as TreeSupervision
     from nas.trees.nbdt import NBDT as NBDT
     from nas.trees.oblique import oc1_tree as oc1_tree
+    from nas.trees.outputs import tree_outputs as tree_outputs
     from nas.trees.split_hierarchies import split_hierarchy as split_hierarchy
+    from nas.trees.superclasses import node_hypothesis as node_hypothesis
+    from nas.trees.superclasses import posit_hypothesis as posit_hypothesis
+    from nas.trees.superclasses import superclass_accuracy as superclass_accuracy
     from nas.trees.training import train_nbdt as train_nbdt
     from nas.trees.wrapping import nbdt as nbdt
     from predictor.predictor import Predictor as Predictor

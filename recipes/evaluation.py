@@ -66,6 +66,47 @@ def evaluate(
     return Evaluation(correct=correct, total=len(source), loss=loss / len(source))
 
 
+def network_outputs(
+    model: nn.Module,
+    source: Source,
+    *,
+    resolution: int,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    prepared_as: Source | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits of all images of a source in evaluation mode, kept: 4 n K bytes.
+
+    Args:
+        model: images `(b, c, r, r)` to logits `(b, K)`; already on `device`.
+        source: the images.
+        resolution: r, side of the images in pixels.
+        batch_size: images at a time.
+        device: where to compute.
+        prepared_as: the source that the model was trained on, whose normalisation replaces that of ``source``.
+
+    Returns:
+        Logits `(n, K)` and labels `(n,)`, on the CPU.
+
+    Raises:
+        UserError: the source is empty.
+        TypeError: the model gives no tensor.
+    """
+    require(len(source) > 0, "there is nothing to evaluate on: the source holds no images")
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    with evaluation_mode(model), torch.no_grad():
+        for images, label in source.batches(batch_size, resolution=resolution):
+            if prepared_as is not None:
+                images = prepared_as.normalise(source.pixels(images))
+            out = model(images.to(device))
+            if not isinstance(out, Tensor):
+                raise TypeError(f"the model must give logits as one tensor, got {type(out).__name__}")
+            logits.append(out.cpu())
+            labels.append(label)
+    return torch.cat(logits), torch.cat(labels)
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's own mode afterwards."""

@@ -91,6 +91,21 @@ class Source(Protocol):
         """
         ...
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Other images as `batches` hands its own out.
+
+        Args:
+            pixels: `(b, r, r, c)` uint8.
+
+        Returns:
+            `(b, c, r, r)` float32, channels_last.
+        """
+        ...
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Inverse of `normalise`: images `(b, c, r, r)` of `batches` as `(b, r, r, c)` uint8."""
+        ...
+
 
 class TensorSource:
     """Images held in memory, cropped and flipped a batch at a time; AutoAugment's policy is CIFAR-10's, image by image."""
@@ -158,6 +173,14 @@ class TensorSource:
         view = self.subset(chosen)
         view._labels = labels
         return view
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """See `Source.normalise`."""
+        return self._normalise(pixels)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """See `Source.pixels`."""
+        return self._normalise.undone(images)
 
     def batches(
         self,
@@ -251,6 +274,14 @@ class FolderSource:
         view = self.subset(chosen)
         view._labels = labels
         return view
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """See `Source.normalise`."""
+        return self._normalise(pixels)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """See `Source.pixels`."""
+        return self._normalise.undone(images)
 
     def batches(
         self,
@@ -390,6 +421,11 @@ class _Normalise:
     def __call__(self, images: Tensor) -> Tensor:
         # NHWC seen as NCHW is channels_last already, and the conversion keeps the strides
         return images.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.shift)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """`(b, r, r, c)` uint8 of what was normalised, to the bit; values outside are cut off."""
+        pixels = (images.detach().cpu().float() - self.shift) / self.scale
+        return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 class _Policy:

@@ -1,4 +1,4 @@
-"""``nas nbdt MODEL`` and ``nas nbdt train NETWORK``."""
+"""``nas nbdt MODEL``, ``nas nbdt train NETWORK`` and ``nas nbdt analyse WHAT MODEL``."""
 
 import sys
 from contextlib import nullcontext
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nas.cli import nbdt_analyse
 from nas.cli.options import (
     BatchSize,
     Data,
@@ -46,8 +47,10 @@ class _ModelOrCommand(TyperGroup):
 
 app = typer.Typer(
     cls=_ModelOrCommand, no_args_is_help=True,
-    help="Neural-backed decision trees: nas nbdt MODEL turns a trained network into a tree; train trains one for it.",
+    help="Neural-backed decision trees: nas nbdt MODEL turns a trained network into a tree; train trains one for it;"
+    " analyse looks at its decisions.",
 )  # fmt: skip
+app.add_typer(nbdt_analyse.app, name="analyse")
 
 
 @app.command(WRAP)
@@ -74,6 +77,10 @@ def tree_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for the tree; default nbdt in the run folder")
     ] = None,
+    thumbnails: Annotated[
+        int,
+        typer.Option("--thumbnails", help="images of each class on the page, fewer of many classes; 0: none at all"),
+    ] = 4,
     data_dir: DataDir = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -85,7 +92,7 @@ def tree_command(
     set_threads(threads)
     result = nbdt(
         model, data, tree=tree, names=names, head=head, pretrained=pretrained, resolution=resolution,
-        out=default_out(model) if out is None else out, seed=seed, data_dir=data_dir, device=device,
+        out=default_out(model) if out is None else out, thumbnails=thumbnails, seed=seed, data_dir=data_dir, device=device,
     )  # fmt: skip
     hierarchy = result.hierarchy
     typer.echo(

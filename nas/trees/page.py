@@ -25,7 +25,8 @@ from nas.trees.hierarchy import Hierarchy
 from search_spaces.serialisation import require
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MAX_PICTURE = 1_000_000  # bytes of one PNG
+KINDS = {PNG: "png", b"\xff\xd8\xff": "jpeg"}  # of pictures, by their first bytes
+MAX_PICTURE = 1_000_000  # bytes of one picture
 DEEPEST = 40  # levels by which the tree as text is indented; deeper ones are numbered
 
 
@@ -60,7 +61,7 @@ class DecidedImage:
     Attributes:
         decision: the way.
         title: what the image is called in the list of images.
-        picture: a PNG; see `png`.
+        picture: a PNG or JPEG; see `png`.
         label: the class it is labelled with; None where that is not known.
     """
 
@@ -75,7 +76,7 @@ def hierarchy_page(
     *,
     title: str,
     frequencies: npt.ArrayLike | None = None,
-    thumbnails: Mapping[int, bytes] | None = None,
+    thumbnails: Mapping[int, bytes | Sequence[bytes]] | None = None,
     decisions: Sequence[DecidedImage] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> str:
@@ -86,13 +87,14 @@ def hierarchy_page(
         title: of the page.
         frequencies: `(K, nodes)`, how many images of each class went through each node (thesis Fig. 5.11); a class's own
             total stands at the root.
-        thumbnails: a PNG by leaf, at most 1 MB each; square ones of about 32 pixels look best.
+        thumbnails: PNG or JPEG files by leaf, one or several, at most 1 MB each; square ones of about 32 pixels look best.
+            The first stands in the tree.
         decisions: images whose way can be shown.
         facts: what to say above the tree, such as accuracies, by name.
 
     Raises:
-        UserError: frequencies of another shape, negative or not finite; a picture that is no PNG; a decision that is no path
-            of the tree.
+        UserError: frequencies of another shape, negative or not finite; a picture that is neither PNG nor JPEG; a decision
+            that is no path of the tree.
     """
     data = {
         "classes": [printable(name) for name in hierarchy.classes],
@@ -164,16 +166,20 @@ def _part(name: str) -> str:
 
 def _picture(picture: bytes, what: str) -> str:
     """As the address of an image element."""
-    good = isinstance(picture, bytes) and picture.startswith(PNG) and len(picture) <= MAX_PICTURE
-    require(good, f"{what} must be a PNG file of at most {MAX_PICTURE} bytes")
-    return f"data:image/png;base64,{b64encode(picture).decode()}"
+    kinds = [kind for start, kind in KINDS.items() if isinstance(picture, bytes) and picture.startswith(start)]
+    good = bool(kinds) and len(picture) <= MAX_PICTURE
+    require(good, f"{what} must be a PNG or JPEG file of at most {MAX_PICTURE} bytes")
+    return f"data:image/{kinds[0]};base64,{b64encode(picture).decode()}"
 
 
-def _thumbnails(hierarchy: Hierarchy, thumbnails: Mapping[int, bytes]) -> dict[int, str]:
+def _thumbnails(hierarchy: Hierarchy, thumbnails: Mapping[int, bytes | Sequence[bytes]]) -> dict[int, list[str]]:
     most = len(hierarchy.classes) - 1
-    for leaf in thumbnails:
+    found = {}
+    for leaf, given in thumbnails.items():
         require(0 <= leaf <= most, f"thumbnails are of classes 0..{most}, got {leaf}")
-    return {int(leaf): _picture(one, f"thumbnail of class {leaf}") for leaf, one in thumbnails.items()}
+        files = [given] if isinstance(given, bytes) else list(given)
+        found[int(leaf)] = [_picture(one, f"thumbnail of class {leaf}") for one in files]
+    return {leaf: files for leaf, files in found.items() if files}
 
 
 def _frequencies(hierarchy: Hierarchy, counts: npt.NDArray[Any]) -> dict[int, dict[str, Any]]:

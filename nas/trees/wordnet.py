@@ -126,7 +126,7 @@ def node_synsets(
     require(0 < share <= 1, f"share must be in (0, 1], got {share}")
     leaves = len(hierarchy.classes)
     require(len(synsets) == leaves, f"synsets must be one for each of {leaves} classes, got {len(synsets)}")
-    wordnet = wordnet or _holding(synsets)
+    wordnet = wordnet or holding(synsets)
     covered: dict[int, Counter[str]] = {}
     for leaf, synset in enumerate(synsets):
         _check(synset, wordnet, hierarchy.classes[leaf])
@@ -167,7 +167,7 @@ def name_nodes(
     Raises:
         UserError: as in `node_synsets`, or ``names`` names no inner node.
     """
-    wordnet = wordnet or _holding(synsets)
+    wordnet = wordnet or holding(synsets)
     found = node_synsets(hierarchy, synsets, share, wordnet)
     named = hierarchy.with_names([wordnet.name(wnid) if wnid else "" for wnid in found])
     return named.with_names({_node(hierarchy, key): name for key, name in (names or {}).items()})
@@ -194,7 +194,7 @@ def wordnet_hierarchy(classes: Sequence[str], synsets: Synsets, wordnet: WordNet
         not lost,
         f"class {lost[0]!r}{more}: not in WordNet; give a synset for each class, such as n02084071" if lost else "",
     )
-    wordnet = wordnet or _holding(synsets)
+    wordnet = wordnet or holding(synsets)
     below: dict[str, list[str | int]] = {}
     for leaf, synset in enumerate(synsets):
         assert synset is not None
@@ -233,7 +233,7 @@ def _node(hierarchy: Hierarchy, given: int | tuple[str, ...]) -> int:
     raise UserError(f"no inner node has just the classes {', '.join(given):.200} below it")
 
 
-def _holding(synsets: Synsets) -> WordNet:
+def holding(synsets: Synsets) -> WordNet:
     """The shipped nouns if they hold all synsets, else the whole WordNet where one is installed."""
     shipped = load_wordnet()
     return shipped if all(one is None or one in shipped.lemmas for one in synsets) else whole_wordnet() or shipped

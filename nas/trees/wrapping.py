@@ -4,22 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.exporting.source import load_source
 from nas.loading import MODEL, TrainedModel
+from nas.trees.analyses import confusion, path_frequencies
 from nas.trees.hierarchy import Hierarchy, Ints
 from nas.trees.induced import METHODS, flat_hierarchy, model_hierarchy, random_hierarchy
 from nas.trees.nbdt import NBDT
 from nas.trees.page import hierarchy_page
+from nas.trees.pictures import THUMBNAILS, PageImages, page_images
 from nas.trees.rules import RULES
 from nas.trees.split_hierarchies import SPLIT_METHODS, model_split_hierarchy
 from nas.trees.wordnet import class_synsets, name_nodes, wordnet_hierarchy
 from recipes.datasets import Dataset, load_dataset
-from recipes.evaluation import Evaluation, evaluation_mode
+from recipes.evaluation import Evaluation, network_outputs
 from recipes.sources import Source
 from recipes.trainer import checked_device
 from search_spaces.errors import UserError, closest
@@ -63,6 +64,7 @@ def nbdt(
     pretrained: str | Path | None = None,
     resolution: int | None = None,
     out: str | Path | None = None,
+    thumbnails: int = THUMBNAILS,
     seed: int = 0,
     data_dir: str | Path | None = None,
     device: str = "cpu",
@@ -80,6 +82,7 @@ def nbdt(
         pretrained: weights of a network given by name.
         resolution: side of the images in pixels; default that of training.
         out: folder for hierarchy.json, nbdt.json and page.html; None writes nothing.
+        thumbnails: test images of each class on the page, fewer where there are many classes (`page_images`); 0: no images.
         seed: of a random tree, and of trees from splits.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
@@ -87,6 +90,60 @@ def nbdt(
     Raises:
         UserError: anything wrong with the input, in one line.
     """
+    require(thumbnails >= 0, f"thumbnails must be >= 0, got {thumbnails}")
+    found = load_tree(
+        model,
+        data,
+        tree=tree,
+        names=names,
+        head=head,
+        pretrained=pretrained,
+        resolution=resolution,
+        seed=seed,
+        data_dir=data_dir,
+        device=device,
+    )
+    wrapped, dataset, side = found.model, found.dataset, resolution or found.resolution
+    logits, labels = network_outputs(wrapped.model, dataset.test, resolution=side, batch_size=BATCH, device=device)
+    evaluations, predictions = compare_outputs(wrapped.hierarchy, logits, labels)
+    result = NBDTResult(
+        model=wrapped, evaluations=evaluations, predictions=predictions, out=None if out is None else Path(out)
+    )
+    if result.out is not None:
+        shown = page_images(wrapped, dataset, logits, labels, resolution=side, thumbnails=thumbnails, device=device)
+        _write(result.out, result, dataset.name, shown)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedTree:
+    """A network with a tree, and the data of its classes.
+
+    Attributes:
+        model: the tree with soft inference, in eval mode, on its device.
+        dataset: whose classes are the tree's.
+        resolution: side of the images that the network was trained on, in pixels.
+    """
+
+    model: NBDT
+    dataset: Dataset
+    resolution: int
+
+
+def load_tree(
+    model: str | Path | TrainedModel | nn.Module,
+    data: str | Dataset | None = None,
+    *,
+    tree: str | Path | Hierarchy | None = None,
+    names: bool = True,
+    head: str | None = None,
+    pretrained: str | Path | None = None,
+    resolution: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+) -> LoadedTree:
+    """The tree that `nbdt` evaluates; arguments and errors are its."""
     where = checked_device(device)
     if isinstance(model, nn.Module):
         require(data is not None, "a module needs data to be evaluated on")
@@ -104,14 +161,7 @@ def nbdt(
     )  # fmt: skip
     if names and not any(hierarchy.names):
         hierarchy = named(hierarchy)
-    wrapped = NBDT(network, hierarchy).eval()
-    evaluations, predictions = compare(wrapped, dataset.test, resolution=resolution or side, device=where)
-    result = NBDTResult(
-        model=wrapped, evaluations=evaluations, predictions=predictions, out=None if out is None else Path(out)
-    )
-    if result.out is not None:
-        _write(result.out, result, dataset.name)
-    return result
+    return LoadedTree(model=NBDT(network, hierarchy).eval(), dataset=dataset, resolution=side)
 
 
 def tree_of(
@@ -183,9 +233,7 @@ def named(hierarchy: Hierarchy) -> Hierarchy:
 def compare(
     model: NBDT, source: Source, *, resolution: int, batch_size: int = BATCH, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Evaluation], Ints]:
-    """Accuracy of network, soft and hard inference from one pass over the images.
-
-    The loss of hard inference is that of probabilities 0 and 1, about 10^4 for each image that it gets wrong.
+    """Accuracy of network, soft and hard inference from one pass over the images; see `compare_outputs`.
 
     Args:
         model: whose network and tree are compared; already on ``device``.
@@ -195,50 +243,44 @@ def compare(
         device: where to compute.
 
     Returns:
-        Evaluations by name, and the predictions of soft inference as in `NBDTResult`.
+        As `compare_outputs`.
 
     Raises:
         UserError: the source is empty.
     """
-    require(len(source) > 0, "there is nothing to evaluate on: the source holds no images")
-    rules: dict[str, nn.Module] = {
-        NETWORK: nn.Identity(),
-        SOFT: RULES["soft"](model.hierarchy).to(device),
-        HARD: RULES["hard"](model.hierarchy).to(device),
-    }
-    correct, losses = dict.fromkeys(rules, 0), dict.fromkeys(rules, 0.0)
-    classes = len(model.hierarchy.classes)
-    predictions = np.zeros((classes, classes), dtype=np.int64)
-    with evaluation_mode(model), torch.no_grad():
-        for images, labels in source.batches(batch_size, resolution=resolution):
-            labels = labels.to(device)
-            logits: Tensor = model.model(images.to(device))
-            for name, rule in rules.items():
-                out: Tensor = rule(logits)
-                correct[name] += int((out.argmax(1) == labels).sum())
-                losses[name] += float(functional.cross_entropy(out, labels, reduction="sum"))
-                if name == SOFT:
-                    np.add.at(predictions, (labels.cpu().numpy(), out.argmax(1).cpu().numpy()), 1)
-    total = len(source)
-    evaluations = {name: Evaluation(correct=correct[name], total=total, loss=losses[name] / total) for name in rules}
-    return evaluations, predictions
+    logits, labels = network_outputs(model.model, source, resolution=resolution, batch_size=batch_size, device=device)
+    return compare_outputs(model.hierarchy, logits, labels)
 
 
-def path_frequencies(hierarchy: Hierarchy, predictions: Ints) -> Ints:
-    """How many images of each class went through each node (thesis, Figure 5.11).
+def compare_outputs(hierarchy: Hierarchy, logits: Tensor, labels: Tensor) -> tuple[dict[str, Evaluation], Ints]:
+    """Accuracy of network, soft and hard inference.
+
+    The loss of hard inference is that of probabilities 0 and 1, about 10^4 for each image that it gets wrong.
 
     Args:
         hierarchy: the tree.
-        predictions: `(K, K)`, of the images of class i, how many ended in leaf j.
+        logits: `(n, K)`, finite.
+        labels: `(n,)`.
 
     Returns:
-        `(K, nodes)`; at the root all of the class.
+        Evaluations by name, and the predictions of soft inference as in `NBDTResult`.
     """
-    paths = hierarchy.paths
-    frequencies = np.zeros((hierarchy.nodes, len(predictions)), dtype=np.int64)
-    leaf, step = np.nonzero(paths >= 0)
-    np.add.at(frequencies, paths[leaf, step], predictions.T[leaf])
-    return frequencies.T
+    rules: dict[str, nn.Module] = {
+        NETWORK: nn.Identity(), SOFT: RULES["soft"](hierarchy), HARD: RULES["hard"](hierarchy),
+    }  # fmt: skip
+    correct, losses = dict.fromkeys(rules, 0), dict.fromkeys(rules, 0.0)
+    predicted = torch.empty_like(labels)
+    for start in range(0, len(logits), BATCH):
+        part = slice(start, start + BATCH)
+        for name, rule in rules.items():
+            out: Tensor = rule(logits[part])
+            correct[name] += int((out.argmax(1) == labels[part]).sum())
+            losses[name] += float(functional.cross_entropy(out, labels[part], reduction="sum"))
+            if name == SOFT:
+                predicted[part] = out.argmax(1)
+    n, leaves = len(logits), len(hierarchy.classes)
+    evaluations = {name: Evaluation(correct=correct[name], total=n, loss=losses[name] / n) for name in rules}
+    return evaluations, confusion(labels, predicted, leaves, leaves)
 
 
 def trained_folder(model: str | Path) -> Path:
@@ -294,7 +336,7 @@ def _text(model: str | Path) -> str:
     return str(folder) if folder.exists() else str(model)
 
 
-def _write(folder: Path, result: NBDTResult, data: str) -> None:
+def _write(folder: Path, result: NBDTResult, data: str, shown: PageImages) -> None:
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; a folder is needed")
     folder.mkdir(parents=True, exist_ok=True)
     result.hierarchy.save(folder / TREE)
@@ -303,14 +345,16 @@ def _write(folder: Path, result: NBDTResult, data: str) -> None:
         for name, e in result.evaluations.items()
     }
     write_json(folder / RESULT, {"data": data, **rows})
-    write_text_atomic(folder / PAGE, _page(result, data))
+    write_text_atomic(folder / PAGE, _page(result, data, shown))
 
 
-def _page(result: NBDTResult, data: str) -> str:
+def _page(result: NBDTResult, data: str, shown: PageImages) -> str:
     facts = {name: f"{e.accuracy:.2f} % ± {e.standard_error:.2f}" for name, e in result.evaluations.items()}
     return hierarchy_page(
         result.hierarchy,
         title=f"Decision tree over {data}",
         frequencies=path_frequencies(result.hierarchy, result.predictions),
+        thumbnails=shown.thumbnails,
+        decisions=shown.decisions,
         facts=facts,
     )

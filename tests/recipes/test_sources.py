@@ -69,6 +69,16 @@ def test_batches_in_order_are_the_normalised_images() -> None:
     assert [len(labels) for _, labels in source.batches(10, resolution=9, drop_last=True)] == [10, 10]
 
 
+def test_normalised_images_become_the_same_pixels_again() -> None:
+    source, pixels = tensor_source(), random_images(23, 9)
+    images, _ = epoch(source.batches(23, resolution=9))
+    assert torch.equal(source.pixels(images), pixels)
+    assert torch.equal(source.normalise(pixels), images)
+    assert source.pixels(torch.full((1, 3, 2, 2), 1e9)).unique().tolist() == [255]
+    every = torch.arange(256, dtype=torch.uint8).repeat_interleave(3).view(1, 16, 16, 3)
+    assert torch.equal(source.pixels(source.normalise(every)), every)
+
+
 def test_augmented_images_are_crops_of_the_padded_image_all_of_them_drawn() -> None:
     source = TensorSource(
         random_images(1, 5).repeat(3000, 1, 1, 1), torch.zeros(3000, dtype=torch.int64), mean=MEAN, std=STD, flip=True,

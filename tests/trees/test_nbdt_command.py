@@ -10,8 +10,9 @@ from torch import nn
 
 import nas
 from nas.cli.main import run
+from nas.trees.analyses import path_frequencies
 from nas.trees.hierarchy import Hierarchy
-from nas.trees.wrapping import compare, path_frequencies
+from nas.trees.wrapping import compare
 from recipes.evaluation import evaluate
 from search_spaces.errors import UserError
 

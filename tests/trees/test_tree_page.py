@@ -28,6 +28,7 @@ FREQUENCIES = np.array(
     [[8, 1, 1, 0, 1, 9, 10], [0, 4, 0, 1, 5, 0, 5], [0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 2, 2, 1, 3]], dtype=np.int64
 )
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+JPEG = b"\xff\xd8\xff\xe0 and so on"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ RIGHT = DecidedImage(
 )
 WRONG = DecidedImage(decision=Decision(2, (Choice(5, 0.75), Choice(2, 0.5))), title="image 2", label=1)
 
+THUMBNAILS = {0: png(PICTURE), 1: [png(PICTURE), png(PICTURE[::-1])], 2: []}
+
 
 def small_page(**changed: Any) -> str:
     """All parts on four classes."""
     parts: dict[str, Any] = {
-        "title": "Four classes", "frequencies": FREQUENCIES, "thumbnails": {0: png(PICTURE)}, "decisions": [RIGHT, WRONG],
+        "title": "Four classes", "frequencies": FREQUENCIES, "thumbnails": THUMBNAILS, "decisions": [RIGHT, WRONG],
         "facts": {"NBDT-S": "95.12 %"},
     }  # fmt: skip
     return hierarchy_page(TREE, **{**parts, **changed})
@@ -96,7 +99,11 @@ def test_what_the_page_holds() -> None:
     assert options == {"": "none", "0": "cat", "1": "ship", "3": "truck"}
     assert data["images"][0]["path"] == [6, 5, 0] and data["images"][0]["probabilities"] == [0.9, 0.8]
     assert data["images"][1]["label"] == 1 and data["images"][1]["picture"] is None
-    assert base64.b64decode(data["thumbnails"]["0"].removeprefix("data:image/png;base64,")) == png(PICTURE)
+    assert {leaf: len(files) for leaf, files in data["thumbnails"].items()} == {"0": 1, "1": 2}
+    for leaf, place, picture in (("0", 0, PICTURE), ("1", 1, PICTURE[::-1])):
+        assert base64.b64decode(data["thumbnails"][leaf][place].removeprefix("data:image/png;base64,")) == png(picture)
+    _, data = parsed(small_page(thumbnails={3: JPEG}))
+    assert data["thumbnails"] == {"3": ["data:image/jpeg;base64," + base64.b64encode(JPEG).decode()]}
     text = next(e.text for e in root.iter(f"{XHTML}pre"))
     assert text == "thing (4)\n  vehicle (2)\n    ship\n    truck\n  cat, dog (2)\n    cat\n    dog"
 
@@ -161,7 +168,8 @@ def test_nodes_without_a_name_are_called_by_their_classes() -> None:
         ({"frequencies": FREQUENCIES * np.nan}, "finite"),
         ({"frequencies": FREQUENCIES.astype(str)}, "numbers"),
         ({"thumbnails": {4: png(PICTURE)}}, r"classes 0\.\.3, got 4"),
-        ({"thumbnails": {1: b"GIF89a"}}, "thumbnail of class 1 must be a PNG"),
+        ({"thumbnails": {1: b"GIF89a"}}, "thumbnail of class 1 must be a PNG or JPEG"),
+        ({"thumbnails": {1: [png(PICTURE), b""]}}, "thumbnail of class 1 must be a PNG or JPEG"),
         ({"decisions": [replace(RIGHT, decision=Decision(0, (Choice(0, 1.0),)))]}, "not a path"),
         ({"decisions": [replace(RIGHT, decision=Decision(0, (Choice(5, 1.0),)))]}, "not a path"),
         ({"decisions": [replace(RIGHT, decision=Decision(99, (Choice(99, 1.0),)))]}, "not a path"),
@@ -270,6 +278,12 @@ def test_page_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     assert browser.value("document.querySelector('#node-0 .share').textContent") == "80 %"
     choose(browser, "class", "")
     assert names(browser, ".lit") == [] and browser.problems == []
+    for leaf, count in ((0, 1), (1, 2)):
+        browser.value(f"document.getElementById('node-{leaf}').click()")
+        shown = browser.value("[...document.querySelectorAll('#panel .gallery img')].map((one) => one.naturalWidth)")
+        assert shown == [4] * count, "all thumbnails of the class, and they can be drawn"
+    assert browser.value("document.querySelectorAll('#node-1 .thumb').length") == 1
+    assert browser.problems == []
 
 
 def test_keyboard_and_roles_in_a_browser(browser: Browser, tmp_path: Path) -> None:

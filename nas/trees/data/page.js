@@ -79,6 +79,12 @@
     return made;
   };
 
+  const gallery = (leaf) => {
+    const made = element("div", data.thumbnails[leaf].length > 1 ? "gallery several" : "gallery");
+    made.append(...data.thumbnails[leaf].map((address) => picture(address, "large")));
+    return made;
+  };
+
   const visible = () => {
     const found = [];
     for (const waiting = [data.root]; waiting.length;) {
@@ -137,7 +143,7 @@
       const below = (bare ? [] : leavesOf(node, 60)).filter((leaf) => leaf in data.thumbnails);
       const two = below.length > 2 ? [below[0], below[below.length - 1]] : below;
       const stack = element("span", "stack");
-      stack.append(...two.map((leaf) => picture(data.thumbnails[leaf], "thumb")));
+      stack.append(...two.map((leaf) => picture(data.thumbnails[leaf][0], "thumb")));
       if (two.length) box.append(stack);
     }
     const words = element("span", "words");
@@ -343,7 +349,7 @@
     ends.sort((a, b) => b[1] - a[1] || a[0] - b[0]);
     const own = (ends.find(([node]) => node === leaf) || [leaf, 0])[1];
     part.append(element("h2", "", `Images of ${data.classes[leaf]}`));
-    if (leaf in data.thumbnails) part.append(picture(data.thumbnails[leaf], "large"));
+    if (leaf in data.thumbnails) part.append(gallery(leaf));
     const words = element("p");
     words.append(`${images.toLocaleString("en")} images; `, element("strong", "", percent(own)), " end at their class.");
     part.append(words, element("h3", "", "Where they end"));
@@ -369,14 +375,14 @@
       part.append(path);
     }
     if (node < leaves) {
-      if (node in data.thumbnails) part.append(picture(data.thumbnails[node], "large"));
+      if (node in data.thumbnails) part.append(gallery(node));
       return part;
     }
     part.append(element("p", "", `${size[node]} classes below, a choice of ${childrenOf(node).length}`));
     const list = element("ul", "below");
     leavesOf(node, 30).forEach((leaf) => {
       const item = element("li");
-      if (leaf in data.thumbnails) item.append(picture(data.thumbnails[leaf], "thumb"));
+      if (leaf in data.thumbnails) item.append(picture(data.thumbnails[leaf][0], "thumb"));
       item.append(data.classes[leaf]);
       list.append(item);
     });
