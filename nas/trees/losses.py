@@ -244,14 +244,16 @@ class TreeSupervision:
         omega, beta = self.omega.at(progress), self.beta.at(progress)
         if rule is None:
             return (beta + omega) * original
-        return beta * original + omega * self._tree_loss(rule.to(logits.device), logits, targets)
+        if rule.parent.device != logits.device:
+            rule.to(logits.device)
+        original = original if beta == 1 else beta * original
+        return torch.add(original, self._tree_loss(rule, logits, targets), alpha=omega)
 
     def _tree_loss(self, rule: SoftRule, logits: Tensor, targets: Tensor) -> Tensor:
-        choices = rule.choices(rule.scores(logits))
         if self.form.startswith("hard"):
+            choices = rule.choices(rule.scores(logits))
             return hard_tree_loss(rule, choices, targets, nodes_alike=self.form == "hard_nodes")
-        log_probabilities = rule.along_paths(choices)
-        return (soft_tree_loss if self.form == "nll" else xent_on_probs)(log_probabilities, targets)
+        return (soft_tree_loss if self.form == "nll" else xent_on_probs)(rule(logits), targets)
 
     def _targets(self, images: Tensor, targets: Tensor, classes: int) -> Tensor:
         """Labels as they are, or `(b, k)` probabilities where something softens them."""

@@ -7,7 +7,9 @@ All of it for all nodes at once, in logarithms, with choices as rows: there is n
 Axes: B batch, K classes, J inner nodes, E = J + K - 1 choices, ordered by parent, then as the children are.
 """
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,31 +17,63 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.trees.hierarchy import Hierarchy
-from search_spaces.serialisation import require
+from search_spaces.errors import UserError
 
-DENSE_CLASSES = 100  # up to here two small matrix products beat sums over lists (measured on one CPU thread)
+DENSE_CLASSES = (
+    32  # up to here two small matrix products beat sums over lists (measured at 10 and 100 on one CPU thread)
+)
 EXPORT_CLASSES = 2000  # up to here exported graphs use matrix products too: every runtime has them
+NO_CHILD = -1e30  # score of a child that a node does not have; finite: 0 times it is 0
 UNREACHED = -1e4  # added to the logarithms of leaves that a hard tree does not reach; exp of it is 0 in any precision
 
 
 class _RowSums(torch.autograd.Function):
     """y_i = sum of x's rows in list i, for a 0/1 matrix given by its lists and those of its transpose.
 
-    The gradient is the same sum over the transpose's lists: several times faster than scattering.
+    The gradient is the same sum over the transpose's lists: several times faster than scattering. There is no
+    `setup_context`, with which a call takes longer than the sums of 100 classes; for `torch.func` there is ``dense=True``.
     """
 
     @staticmethod
-    def forward(rows: Tensor, index: Tensor, start: Tensor, t_index: Tensor, t_start: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, start: Tensor, t_index: Tensor, t_start: Tensor) -> Tensor:
+        ctx.save_for_backward(index, start, t_index, t_start)
         return functional.embedding_bag(index, rows, start, mode="sum")
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        index, start, t_index, t_start = ctx.saved_tensors
+        return _row_sums(gradient.contiguous(), t_index, t_start, index, start), None, None, None, None
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        index, start, t_index, t_start = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _RowSums.apply(gradient.contiguous(), t_index, t_start, index, start), None, None, None, None
+
+def _row_sums(rows: Tensor, index: Tensor, start: Tensor, t_index: Tensor, t_start: Tensor) -> Tensor:
+    """`_RowSums`, or just the sums where no gradient is wanted."""
+    if torch.is_grad_enabled() and rows.requires_grad:
+        sums: Tensor = _RowSums.apply(rows, index, start, t_index, t_start)
+        return sums
+    return functional.embedding_bag(index, rows, start, mode="sum")
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """A tree of few classes as matrices; column c J + j of `means` belongs to child c of node j.
+
+    Attributes:
+        means: `(K, C J)`, a score is the mean of the logits below (Eq. 5.5); 0 where a node has no such child.
+        differences: the same less that of the other child, in binary trees.
+        absent: `(C J,)`, added to the scores: `NO_CHILD` where a node has no such child.
+        paths: `(C J, K)`, 1 where a choice is on the path of a leaf.
+        lengths: `(K,)`, of the paths.
+        first: `(C J,)`, 1 for a node's first child, else 0.
+        order: `(C, 1)`, C to 1: the first of equals has the largest; `argmax` would tell too, in ten times the time.
+    """
+
+    means: Tensor
+    differences: Tensor
+    absent: Tensor
+    paths: Tensor
+    lengths: Tensor
+    first: Tensor
+    order: Tensor
 
 
 class TreeRule(nn.Module):
@@ -55,7 +89,6 @@ class TreeRule(nn.Module):
     below_counts: Tensor
     parent: Tensor
     rank: Tensor
-    sibling: Tensor
     path_choices: Tensor
     path_lengths: Tensor
     membership: Tensor
@@ -79,6 +112,7 @@ class TreeRule(nn.Module):
             owner = torch.repeat_interleave(torch.arange(matrix.shape[1]), self.below_counts)
             matrix[self.below_index, owner] = 1
         self.register_buffer("membership", matrix.bool(), persistent=False)
+        self._made: dict[tuple[torch.dtype, torch.device], _Matrices] = {}
 
     def scores(self, logits: Tensor) -> Tensor:
         """<n_j, x> of every choice (Eq. 5.5).
@@ -89,26 +123,28 @@ class TreeRule(nn.Module):
         Returns:
             `(E, B)`, float64 for float64 logits, else float32.
         """
-        classes = len(self.hierarchy.classes)
-        require(
-            logits.ndim == 2 and logits.shape[1] == classes,
-            f"a tree of {classes} classes needs logits (batch, {classes}), got {tuple(logits.shape)}",
-        )
-        sums = self.below(logits if logits.dtype == torch.float64 else logits.float())
+        sums = self.below(self.accepted(logits))
         return sums / self.below_counts.to(sums.dtype)[:, None]
+
+    def accepted(self, logits: Tensor) -> Tensor:
+        """The logits `(B, K)` in the precision that is computed in; an error where they are not of this tree."""
+        classes = len(self.hierarchy.classes)
+        if logits.ndim != 2 or logits.shape[1] != classes:
+            shape = tuple(logits.shape)
+            raise UserError(f"a tree of {classes} classes needs logits (batch, {classes}), got {shape}")
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def below(self, values: Tensor) -> Tensor:
         """Sums of values `(B, K)` over the leaves below each choice, `(E, B)`."""
         if self._by_matrix():
             return _product(self.membership.T, values.T)
         lists = (self.below_index, self.below_start, self.path_index, self.path_start)
-        sums: Tensor = _RowSums.apply(values.T.contiguous(), *lists)
-        return sums
+        return _row_sums(values.T.contiguous(), *lists)
 
     def choices(self, scores: Tensor) -> Tensor:
         """log p(j|i) of every choice: softmax of `scores` `(E, B)` over siblings, in logarithms, `(E, B)`."""
         if self.binary:
-            return functional.logsigmoid(scores - scores.index_select(0, self.sibling))
+            return functional.log_softmax(_pairs(scores), 1).flatten(0, 1)
         shifted = scores - self._largest(scores.detach()).index_select(0, self.parent)
         total = shifted.new_zeros(len(self.hierarchy.children), shifted.shape[1])
         total = total.index_add(0, self.parent, shifted.exp())
@@ -119,11 +155,40 @@ class TreeRule(nn.Module):
         if self._by_matrix():
             return _product(self.membership, values).T
         lists = (self.path_index, self.path_start, self.below_index, self.below_start)
-        sums: Tensor = _RowSums.apply(values.contiguous(), *lists)
-        return sums.T
+        return _row_sums(values.contiguous(), *lists).T
 
     def _by_matrix(self) -> bool:
         return self.dense or (self.membership.numel() > 0 and torch.compiler.is_exporting())
+
+    def _by_few_steps(self) -> bool:
+        """Whether `_matrices` are used: not where others want to see every step."""
+        return self.dense and not torch.compiler.is_compiling()
+
+    def _matrices(self, values: Tensor) -> _Matrices:
+        """In the precision of the values and where they are; made once. No buffers: `half()` would round them."""
+        key = (values.dtype, values.device)
+        if key not in self._made:
+            with torch.inference_mode(False), torch.no_grad():
+                self._made[key] = self._make_matrices(*key)
+        return self._made[key]
+
+    def _make_matrices(self, dtype: torch.dtype, device: torch.device) -> _Matrices:
+        inner, most = len(self.hierarchy.children), max(map(len, self.hierarchy.children))
+        column = self.rank * inner + self.parent
+        paths = torch.zeros(most * inner, len(self.hierarchy.classes), dtype=dtype, device=device)
+        paths[column] = self.membership.T.to(dtype)
+        absent = torch.full((most * inner,), NO_CHILD, dtype=dtype, device=device)
+        absent[column] = 0
+        means = (paths / paths.sum(1, keepdim=True).clamp(min=1)).T.contiguous()
+        order = torch.arange(most, 0, -1, dtype=dtype, device=device)[:, None]
+        first = (torch.arange(most * inner, device=device) < inner).to(dtype)
+        differences = means - means.roll(inner, 1)
+        return _Matrices(means, differences, absent, paths, self.path_lengths.to(dtype), first, order)
+
+    def _few_scores(self, logits: Tensor, matrices: _Matrices) -> Tensor:
+        """Scores `(B, C, J)` of child c of node j, `NO_CHILD` where it has none."""
+        scores = torch.addmm(matrices.absent, logits, matrices.means)
+        return torch.unflatten(scores, 1, (-1, len(self.hierarchy.children)))
 
     def _largest(self, values: Tensor) -> Tensor:
         """`(J, B)`, the largest of `values` `(E, B)` among the children of each inner node."""
@@ -136,7 +201,15 @@ class SoftRule(TreeRule):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits `(B, K)` to log-probabilities `(B, K)`; the largest is the prediction."""
-        return self.along_paths(self.choices(self.scores(logits)))
+        if not self._by_few_steps():
+            return self.along_paths(self.choices(self.scores(logits)))
+        values = self.accepted(logits)
+        matrices = self._matrices(values)
+        with _precisely(values):
+            if self.binary:  # p(j|i) is the sigmoid of the difference of two scores
+                return functional.logsigmoid(values @ matrices.differences) @ matrices.paths
+            scores = self._few_scores(values, matrices)
+            return functional.log_softmax(scores, 1).flatten(1) @ matrices.paths
 
 
 class HardRule(TreeRule):
@@ -148,17 +221,35 @@ class HardRule(TreeRule):
         The others are in the order of soft inference, so that a top-5 means something; among equal scores the first child
         is taken.
         """
+        if self._by_few_steps():
+            return self._few_classes(self.accepted(logits))
         scores = self.scores(logits)
         taken = self.chosen(scores).to(scores.dtype)
         batch = logits.shape[0]  # len() would fix it in an export
         sums = self.along_paths(torch.cat([self.choices(scores), taken], 1))  # one product for both
         return (sums[:batch] + UNREACHED).masked_fill(sums[batch:] == self.path_lengths, 0.0)
 
+    def _few_classes(self, logits: Tensor) -> Tensor:
+        matrices = self._matrices(logits)
+        with _precisely(logits):
+            if self.binary:
+                ahead = logits @ matrices.differences[:, : len(self.hierarchy.children)]  # of the first children
+                ahead = torch.cat([ahead, -ahead], 1)  # exactly: one of two must be taken
+                choices, taken = functional.logsigmoid(ahead), ahead.detach().heaviside(matrices.first)
+            else:
+                scores = self._few_scores(logits, matrices)
+                best = (scores == scores.amax(1, keepdim=True)) * matrices.order
+                choices = functional.log_softmax(scores, 1).flatten(1)
+                taken = (best == best.amax(1, keepdim=True)).flatten(1).to(scores.dtype)
+            reached = taken @ matrices.paths == matrices.lengths
+            return (choices @ matrices.paths + UNREACHED).masked_fill(reached, 0.0)
+
     def chosen(self, scores: Tensor) -> Tensor:
         """`(E, B)` bool: whether each choice is the best of its siblings by `scores` `(E, B)`; one of them always is."""
         if self.binary:
-            others = scores.index_select(0, self.sibling)
-            return torch.where((self.rank == 0)[:, None], scores >= others, scores > others)
+            first, second = _pairs(scores).unbind(1)
+            takes_first = first >= second
+            return torch.stack([takes_first, ~takes_first], 1).flatten(0, 1)
         best = scores == self._largest(scores).index_select(0, self.parent)
         order = torch.where(best, -self.rank[:, None].to(scores.dtype), -torch.inf)
         return order == self._largest(order).index_select(0, self.parent)
@@ -168,13 +259,21 @@ Rule = Literal["soft", "hard"]
 RULES: dict[str, type[SoftRule] | type[HardRule]] = {"soft": SoftRule, "hard": HardRule}
 
 
-def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """A 0/1 matrix times values, in the precision of the values: under autocast too."""
+def _precisely(values: Tensor) -> AbstractContextManager[object]:
+    """Products in the precision of the values, under autocast too."""
     device = values.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return matrix.to(values.dtype) @ values
-    return matrix.to(values.dtype) @ values
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _product(matrix: Tensor, values: Tensor) -> Tensor:
+    """A 0/1 matrix times values, in the precision of the values."""
+    with _precisely(values):
+        return matrix.to(values.dtype) @ values
+
+
+def _pairs(values: Tensor) -> Tensor:
+    """`(J, 2, B)`: `(E, B)` by parent, of a tree whose nodes have two children each."""
+    return torch.unflatten(values, 0, (-1, 2))
 
 
 def _index_lists(tree: Hierarchy) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
@@ -186,7 +285,6 @@ def _index_lists(tree: Hierarchy) -> dict[str, np.ndarray[tuple[int, ...], np.dt
         below_counts: `(E,)`, how many leaves are below.
         parent: `(E,)`, inner node in 0..J-1.
         rank: `(E,)`, place among the siblings.
-        sibling: `(E,)`, the next choice of the same parent, in a circle.
         path_choices, path_lengths: `(K, largest depth)`, the path of each leaf from the root, then -1; how long it is.
     """
     sizes = np.array([len(children) for children in tree.children])
@@ -210,7 +308,6 @@ def _index_lists(tree: Hierarchy) -> dict[str, np.ndarray[tuple[int, ...], np.dt
         "below_counts": counts,
         "parent": parent,
         "rank": rank,
-        "sibling": first[parent] + (rank + 1) % sizes[parent],
         "path_choices": paths,
         "path_lengths": lengths,
     }
