@@ -51,6 +51,10 @@ _WHERE = {
     "posit_hypothesis": "nas.trees.superclasses",
     "node_hypothesis": "nas.trees.superclasses",
     "superclass_accuracy": "nas.trees.superclasses",
+    "distill_tree": "nas.trees.distilling",
+    "SoftDecisionTree": "nas.trees.soft_tree",
+    "SoftTreeLoss": "nas.trees.soft_tree",
+    "train_soft_tree": "nas.trees.soft_training",
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
@@ -107,6 +111,7 @@ if TYPE_CHECKING:
     from nas.trees.analyses import path_entropy as path_entropy
     from nas.trees.analyses import traversals as traversals
     from nas.trees.baselines import feature_baselines as feature_baselines
+    from nas.trees.distilling import distill_tree as distill_tree
     from nas.trees.feature_trees import FeatureTree as FeatureTree
     from nas.trees.feature_trees import info_gain_tree as info_gain_tree
     from nas.trees.features import features_of as features_of
@@ -121,6 +126,9 @@ if TYPE_CHECKING:
     from nas.trees.nbdt import NBDT as NBDT
     from nas.trees.oblique import oc1_tree as oc1_tree
     from nas.trees.outputs import tree_outputs as tree_outputs
+    from nas.trees.soft_training import train_soft_tree as train_soft_tree
+    from nas.trees.soft_tree import SoftDecisionTree as SoftDecisionTree
+    from nas.trees.soft_tree import SoftTreeLoss as SoftTreeLoss
     from nas.trees.split_hierarchies import split_hierarchy as split_hierarchy
     from nas.trees.superclasses import node_hypothesis as node_hypothesis
     from nas.trees.superclasses import posit_hypothesis as posit_hypothesis

@@ -5,7 +5,23 @@ from itertools import pairwise
 
 import typer
 
-from nas.cli import data, demo, export, filters, latency, nars, nbdt, predictor, query, report, search, spaces, train, zoo
+from nas.cli import (
+    data,
+    demo,
+    distill_tree,
+    export,
+    filters,
+    latency,
+    nars,
+    nbdt,
+    predictor,
+    query,
+    report,
+    search,
+    spaces,
+    train,
+    zoo,
+)
 from nas.cli.options import is_main_process
 from nas.process import tune_process
 
@@ -27,6 +43,7 @@ app.command("latency")(latency.latency_command)
 app.command("nars")(nars.nars_command)
 app.command("query")(query.query_command)
 app.command("report")(report.report_command)
+app.command("distill-tree")(distill_tree.distill_tree_command)
 app.command("demo")(demo.demo_command)
 app.add_typer(data.app, name="data")
 app.add_typer(filters.app, name="filters")

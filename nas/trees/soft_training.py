@@ -1,0 +1,318 @@
+"""``nas.train_soft_tree``: a soft decision tree on labels, or on any distributions over the classes."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nas.trees.soft_tree import WINDOW, SoftDecisionTree, SoftTreeLoss, require_depth
+from nas.trees.soft_tree_page import PAGE, write_tree_page
+from recipes.datasets import Dataset, load_dataset
+from recipes.distributed import ranks
+from recipes.evaluation import Evaluation, evaluate, network_outputs
+from recipes.recipe import Recipe, load_recipe
+from recipes.run_folder import RunFolder
+from recipes.sources import Source, TensorSource
+from recipes.trainer import Callback, checked_device, fit
+from search_spaces.errors import UserError
+from search_spaces.seeding import stream_seed
+from search_spaces.serialisation import require, to_plain, write_json
+
+TREE, RESULT = "tree.pt", "result.json"
+
+# Ours. RMSProp stands for the Adam of the code that document 003 describes; that one's batches are of 4 images.
+TREE_RECIPE = Recipe(
+    name="soft-tree", epochs=10, batch_size=128, lr=5e-4, optimizer="rmsprop", rmsprop_eps=1e-8, schedule="linear",
+    warmup_epochs=0.5,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTree:
+    """A soft decision tree and how well it does on the test images.
+
+    Attributes:
+        tree: in evaluation mode, on the CPU.
+        evaluation: by the leaf with the greatest path probability.
+        mixed: by all leaves together.
+        predicted: `(n,)` int64, its classes for the test images.
+    """
+
+    tree: SoftDecisionTree
+    evaluation: Evaluation
+    mixed: Evaluation
+    predicted: Tensor
+
+
+def train_soft_tree(
+    data: str | Dataset,
+    *,
+    targets: Tensor | None = None,
+    depth: int = 4,
+    beta: float = 1.0,
+    window: int = WINDOW,
+    loss: SoftTreeLoss | None = None,
+    recipe: str | Path | Recipe | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    command: Sequence[str] = (),
+    **changes: Any,
+) -> TrainedTree:
+    """Train a soft decision tree and evaluate it.
+
+    Args:
+        data: name of a data set, or a Dataset.
+        targets: `(n, K)`, distributions over the classes for the training images, in their order; None for the labels.
+        depth: decisions on every way, 1..12; 2^depth leaves.
+        beta: inverse temperature of the decisions.
+        window: batches of the running averages; see `SoftDecisionTree`.
+        loss: default `SoftTreeLoss()`.
+        recipe: name, file or Recipe; default `TREE_RECIPE`. Its label smoothing does nothing; images that it augments keep
+            their targets.
+        out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk.
+        seed: of all randomness.
+        data_dir: where data sets are.
+        device: ``"cpu"`` or ``"cuda"``.
+        resume: continue the training in ``out``.
+        callbacks: see `recipes.trainer.Callback`.
+        command: recorded in the run folder.
+        **changes: fields of the recipe that differ; None for the recipe's.
+
+    Raises:
+        UserError: anything wrong with the input, in one line.
+    """
+    require(ranks().world == 1, "soft trees are trained in one process; start this command without torchrun")
+    require(not resume or out is not None, "resume needs a run folder")
+    where, loss = checked_device(device), loss or SoftTreeLoss()
+    recipe = tree_recipe(recipe, **changes)
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
+    checked_classes(dataset)
+    tree = fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)
+    source: Source = dataset.train
+    if targets is not None:
+        require(
+            targets.shape == (len(source), dataset.num_classes) and bool((targets >= 0).all())
+            and bool(((targets.sum(1) - 1).abs() < 1e-3).all()),
+            f"targets must be ({len(source)}, {dataset.num_classes}), rows >= 0 that sum to 1, got {tuple(targets.shape)}",
+        )  # fmt: skip
+        source = SoftLabelled(source, targets.float().cpu())
+    recorded = {
+        "kind": "soft-tree",
+        "data": dataset.name,
+        "targets": _told(targets, device),
+        "depth": depth,
+        "beta": float(beta),
+        "window": window,
+        "loss": to_plain(loss),
+        "recipe": recipe.to_json(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    folder: RunFolder | nullcontext[None] = nullcontext()
+    if out is not None:
+        folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
+    with folder as run:
+        fit(
+            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=seed, run=run, loss=loss,
+            callbacks=callbacks, device=where, resume=resume,
+        )  # fmt: skip
+        result = _evaluated(tree, dataset, device)
+        if run is not None:
+            _save(run.path, result, dataset, "labels" if targets is None else "soft labels")
+    return result
+
+
+def fresh_tree(dataset: Dataset, depth: int, *, beta: float, window: int, seed: int) -> SoftDecisionTree:
+    """The tree that `train_soft_tree` starts from.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+    require_depth(depth)
+    require(seed >= 0, f"seed must be >= 0, got {seed}")
+    inputs = dataset.in_channels * dataset.resolution**2
+    return SoftDecisionTree(
+        inputs, dataset.num_classes, depth, beta=beta, window=window, seed=stream_seed(seed, "soft tree")
+    )
+
+
+def _told(targets: Tensor | None, device: str) -> str:
+    """What tells targets from others in config.json; those that a network gives on a GPU differ in their last bits."""
+    if targets is None:
+        return "labels"
+    return sha256(targets.float().cpu().numpy().tobytes()).hexdigest() if device == "cpu" else "distributions"
+
+
+def tree_recipe(recipe: str | Path | Recipe | None, **changes: Any) -> Recipe:
+    """A recipe for soft trees with some fields changed; None leaves a field as it is.
+
+    Raises:
+        UserError: no such recipe or field, or one that mixes targets.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    found = TREE_RECIPE if recipe is None else recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if "epochs" in given:
+        found = found.with_epochs(given.pop("epochs"))
+    found = found.replace(**given)
+    for name in ("mixup", "distillation"):
+        value = getattr(found, name)
+        require(value == 0, f"{name} of a soft tree's recipe must be 0, got {value}: its targets are soft already")
+    return found
+
+
+def checked_classes(dataset: Dataset) -> None:
+    """Refuse data that leave nothing to decide.
+
+    Raises:
+        UserError: fewer than two classes, or training images of one class only.
+    """
+    there = len(torch.unique(dataset.train.labels))
+    require(
+        dataset.num_classes >= 2 and there >= 2,
+        f"a tree needs images of at least 2 classes, {dataset.name} has training images of {min(there, dataset.num_classes)}",
+    )
+
+
+class SoftLabelled:
+    """A source whose targets are distributions over the classes instead of labels; see `recipes.sources.Source`."""
+
+    def __init__(self, source: Source, targets: Tensor) -> None:
+        """Put targets beside images.
+
+        Args:
+            source: n images.
+            targets: `(n, K)` float32, rows sum to 1, in the source's order.
+
+        Raises:
+            UserError: another number of targets.
+        """
+        require(
+            targets.ndim == 2 and len(targets) == len(source),
+            f"{len(source)} images need a row of targets each, got {tuple(targets.shape)}",
+        )
+        self._source, self._targets = source, targets
+        places = torch.arange(len(source))
+        self._places = TensorSource(torch.zeros(len(source), 1, 1, 1, dtype=torch.uint8), places, mean=[0.0], std=[1.0])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def labels(self) -> Tensor:
+        """`(n,)` int64, the labels that there are besides."""
+        return self._source.labels
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> "SoftLabelled":
+        """See `Source.subset`."""
+        return SoftLabelled(self._source.subset(indices), self._targets[torch.from_numpy(np.asarray(indices))])
+
+    def of_classes(self, classes: Sequence[int]) -> "SoftLabelled":
+        """Refused: the targets are over all classes.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("soft labels are over all classes; choose classes before they are made")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """See `Source.normalise`."""
+        return self._source.normalise(pixels)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """See `Source.pixels`."""
+        return self._source.pixels(images)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        resolution: int,
+        rng: np.random.Generator | None = None,
+        augment: bool = False,
+        auto_augment: bool = False,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Source.batches`, with targets `(b, K)` for labels.
+
+        Every source draws the order first, so that a copy of the generator gives the places of the images.
+        """
+        order = copy.deepcopy(rng)
+        images = self._source.batches(
+            batch_size, resolution=resolution, rng=rng, augment=augment, auto_augment=auto_augment, drop_last=drop_last,
+            part=part, start=start,
+        )  # fmt: skip
+        places = self._places.batches(
+            batch_size, resolution=1, rng=order, drop_last=drop_last, part=part, start=start
+        )  # fmt: skip
+        for (shown, labels), (_, chosen) in zip(images, places, strict=True):
+            assert torch.equal(labels, self.labels[chosen]), "a source draws its order first"
+            yield shown, self._targets[chosen]
+
+
+def _evaluated(tree: SoftDecisionTree, dataset: Dataset, device: str) -> TrainedTree:
+    side = dataset.resolution
+    outputs, labels = network_outputs(tree, dataset.test, resolution=side, device=device)
+    predicted = outputs.argmax(1)
+    correct, loss = int((predicted == labels).sum()), float(functional.cross_entropy(outputs, labels))
+    mixed = evaluate(_Mixture(tree), dataset.test, resolution=side, device=device)
+    evaluation = Evaluation(correct=correct, total=len(labels), loss=loss)
+    return TrainedTree(tree=tree.cpu(), evaluation=evaluation, mixed=mixed, predicted=predicted)
+
+
+class _Mixture(nn.Module):
+    """A tree that predicts by all its leaves."""
+
+    def __init__(self, tree: SoftDecisionTree) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tree.mixture(images)
+
+
+def _save(folder: Path, trained: TrainedTree, dataset: Dataset, learned: str) -> None:
+    """tree.pt, result.json and page.html."""
+    tree, evaluation = trained.tree, trained.evaluation
+    tree.save(
+        folder / TREE, data=dataset.name, class_names=list(dataset.class_names), resolution=dataset.resolution,
+        in_channels=dataset.in_channels,
+    )  # fmt: skip
+    write_json(folder / RESULT, tree_numbers(trained))
+    facts = {
+        "depth": str(tree.depth),
+        "leaves": str(2**tree.depth),
+        "test images": f"{evaluation.accuracy:.2f} % ± {evaluation.standard_error:.2f}",
+    }
+    title = f"Soft decision tree on {dataset.name}, from {learned}"
+    write_tree_page(folder / PAGE, tree, dataset, title=title, facts=facts)
+
+
+def tree_numbers(trained: TrainedTree) -> dict[str, float]:
+    """Plain values of result.json."""
+    return {**numbers(trained.evaluation), "mixed_accuracy": trained.mixed.accuracy}
+
+
+def numbers(evaluation: Evaluation) -> dict[str, float]:
+    """Plain values of an evaluation."""
+    return {
+        "accuracy": evaluation.accuracy,
+        "standard_error": evaluation.standard_error,
+        "correct": evaluation.correct,
+        "total": evaluation.total,
+        "loss": evaluation.loss,
+    }

@@ -1,0 +1,158 @@
+"""`nas distill-tree`: teacher and trees on digits, from the terminal and from Python."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nas
+from nas.cli.main import run
+from nas.trees.distilling import distill_tree
+from nas.trees.soft_training import TREE_RECIPE, train_soft_tree
+from recipes.checkpoint import load_checkpoint
+from recipes.evaluation import evaluate
+from recipes.sources import Source
+from search_spaces.errors import UserError
+
+COMMAND = ["distill-tree", "--data", "digits", "--depth", "3", "--epochs", "3", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the command on digits, its teacher trained for two epochs."""
+    folder = tmp_path_factory.mktemp("distilled") / "run"
+    assert run([*COMMAND, "--teacher-epochs", "2", "--out", str(folder)]) == 0
+    return folder
+
+
+class Stop:
+    """Stops a training of trees as Ctrl-C would, after its first epoch."""
+
+    def on_step_end(self, state: Any) -> None:
+        """Nothing."""
+
+    def on_epoch_end(self, state: Any) -> None:
+        if state.recipe.name == TREE_RECIPE.name and state.epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_files_hold_what_was_measured(distilled: Path) -> None:
+    result = json.loads((distilled / "result.json").read_text())
+    data = nas.load_dataset("digits")
+    for name in ("labels", "soft_labels"):
+        tree = nas.SoftDecisionTree.load(distilled / name / "tree.pt")
+        found = evaluate(tree, data.test, resolution=data.resolution)
+        assert (result[name]["correct"], result[name]["total"]) == (found.correct, found.total)
+        agreement = result[name].pop("agreement_percent")
+        assert json.loads((distilled / name / "result.json").read_text()) == result[name]
+        assert 0 <= agreement <= 100
+        assert (distilled / name / "page.html").read_text().count("<svg") > 1
+        assert len((distilled / name / "metrics.csv").read_text().splitlines()) == 4
+    teacher = nas.load_model(distilled / "teacher")
+    assert result["teacher"]["correct"] == evaluate(teacher.network, data.test, resolution=16).correct
+
+
+def test_a_stopped_run_goes_on_to_the_same_trees(distilled: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": "digits", "depth": 3, "epochs": 3, "teacher_epochs": 2}
+    with pytest.raises(KeyboardInterrupt):
+        distill_tree(None, out=tmp_path / "run", callbacks=[Stop()], **options)
+    distill_tree(None, out=tmp_path / "run", resume=True, **options)
+    for name in ("labels", "soft_labels"):
+        states = [load_checkpoint(folder / name / "tree.pt")["state"] for folder in (tmp_path / "run", distilled)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert (tmp_path / "run" / "result.json").read_bytes() == (distilled / "result.json").read_bytes()
+
+
+def test_a_trained_teacher_is_used_as_it_is(distilled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its data are the default, and its folder is the place; the same teacher and seed give the same trees."""
+    command = ["distill-tree", str(distilled / "teacher"), "--depth", "3", "--epochs", "3", "--threads", "1"]
+    assert run(command) == 0
+    made = distilled / "teacher" / "soft_tree"
+    printed = capsys.readouterr().out
+    first, again = (json.loads((folder / "result.json").read_text()) for folder in (distilled, made))
+    assert again == first
+    for name in ("teacher", "labels", "soft_labels"):
+        assert f"{first[name]['accuracy']:.2f} %" in printed
+    assert not (made / "teacher").exists()
+    assert run([*command, "--resume"]) == 0
+    assert run([*command, "--depth", "2", "--resume"]) == 2  # another run
+    assert run(command) == 2
+
+
+def test_soft_labels_are_the_teacher_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second tree is trained on: softmax(logits / temperature) of the training images."""
+    from nas.trees import soft_training
+
+    seen: dict[str, Source] = {}
+
+    class Seen(soft_training.SoftLabelled):
+        def __init__(self, source: Source, targets: torch.Tensor) -> None:
+            super().__init__(source, targets)
+            seen["made"] = self
+
+    monkeypatch.setattr(soft_training, "SoftLabelled", Seen)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    result = distill_tree(teacher, "digits", depth=2, epochs=1, temperature=2.5)
+    images, targets = next(seen["made"].batches(50, resolution=16))
+    assert torch.allclose(targets, torch.softmax(teacher(images) / 2.5, 1), atol=1e-6)
+    assert result.out is None and set(result.trees) == {"labels", "soft_labels"}
+    assert result.trees["labels"].tree.depth == 2
+
+
+def test_trees_learn_digits() -> None:
+    """Far above chance after a few epochs: a guard against a loss of the wrong sign."""
+    assert train_soft_tree("digits", depth=4, epochs=20, batch_size=32).evaluation.accuracy > 50
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--depth", "0"], "depth must be in 1..12, got 0"),
+        (["--depth", "30"], "depth must be in 1..12, got 30"),
+        (["--beta", "0"], "beta must be > 0"),
+        (["--penalty", "-1"], "penalty must be >= 0"),
+        (["--form", "expectd"], "did you mean 'expected'?"),
+        (["--temperature", "0"], "temperature must be > 0"),
+        (["--data", "mnits"], "unknown dataset 'mnits'"),
+        (["--epochs", "0"], "epochs must be"),
+        (["no/such/run"], "teacher 'no/such/run' is no run folder of nas train"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*COMMAND, "--out", str(tmp_path / "run"), *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_is_needed_without_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(COMMAND) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_networks_and_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    data = nas.load_dataset("digits")
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
+    with pytest.raises(UserError, match=r"must be a classifier of digits's 10 classes.*shape \(1,\)"):
+        distill_tree(regression, data, out=tmp_path / "run", epochs=1)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="does not take digits's images"):
+        distill_tree(nn.Linear(3, 10), data, epochs=1)
+    import dataclasses
+
+    import numpy as np
+
+    only = data.train.subset(np.flatnonzero(data.train.labels.numpy() == 3))
+    with pytest.raises(UserError, match="at least 2 classes"):
+        distill_tree(regression, dataclasses.replace(data, train=only), epochs=1)
+    for wrong in (torch.ones(3, 10) / 10, torch.ones(len(data.train), 10)):
+        with pytest.raises(UserError, match="targets must be"):
+            train_soft_tree(data, targets=wrong)
+    with pytest.raises(UserError, match="mixup of a soft tree's recipe must be 0"):
+        distill_tree(regression, data, epochs=1, mixup=0.2)
