@@ -136,6 +136,7 @@ PAIR = ("lion", "motorcycle")
             lambda: posit_hypothesis(TREE, 6, ("chair",)),
             "none of the 1 unseen classes.*they mean carnivore, motor vehicle",
         ),
+        (lambda: posit_hypothesis(TREE, 6, ("lion",), means=["animal", "animal"]), "they mean animal, animal"),
         (lambda: posit_hypothesis(TREE, 6, PAIR, means=["animal"]), "2 children, got 1"),
         (lambda: posit_hypothesis(TREE, 6, PAIR, means=["animal", "zzyx"]), "WordNet has no noun 'zzyx'"),
         (lambda: posit_hypothesis(TREE, 6, PAIR, expect={"lon": 4}), "did you mean 'lion'"),
