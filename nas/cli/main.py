@@ -20,6 +20,7 @@ from nas.cli import (
     search,
     spaces,
     train,
+    tree_regularisation,
     zoo,
 )
 from nas.cli.options import is_main_process
@@ -50,6 +51,7 @@ app.add_typer(filters.app, name="filters")
 app.add_typer(nbdt.app, name="nbdt")
 app.add_typer(predictor.app, name="predictor")
 app.add_typer(spaces.app, name="spaces")
+app.add_typer(tree_regularisation.app, name="tree-reg")
 app.add_typer(zoo.app, name="zoo")
 
 
