@@ -19,9 +19,9 @@ from torch.nn import functional
 from nas.trees.hierarchy import Hierarchy
 from search_spaces.errors import UserError
 
-DENSE_CLASSES = (
-    32  # up to here two small matrix products beat sums over lists (measured at 10 and 100 on one CPU thread)
-)
+# Up to here two small matrix products beat sums over lists (measured at 10 and 100 on one CPU thread).
+DENSE_CLASSES = 32
+PADDED = 3  # nodes are padded to the most children of any where that makes at most so many times the choices
 EXPORT_CLASSES = 2000  # up to here exported graphs use matrix products too: every runtime has them
 NO_CHILD = -1e30  # score of a child that a node does not have; finite: 0 times it is 0
 UNREACHED = -1e4  # added to the logarithms of leaves that a hard tree does not reach; exp of it is 0 in any precision
@@ -76,6 +76,19 @@ class _Matrices:
     order: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    """Values of `(P, 1)` for P = J C rows, those of each inner node together, padded to the most children C.
+
+    Attributes:
+        scale: one over the leaves below a choice; 1 for a child that is not there.
+        absent: 0, or `NO_CHILD`.
+    """
+
+    scale: Tensor
+    absent: Tensor
+
+
 class TreeRule(nn.Module):
     """What soft and hard inference share: scores and probabilities of all choices of a tree.
 
@@ -92,6 +105,8 @@ class TreeRule(nn.Module):
     path_choices: Tensor
     path_lengths: Tensor
     membership: Tensor
+    padded_start: Tensor
+    padded_path: Tensor
 
     def __init__(self, hierarchy: Hierarchy, *, dense: bool | None = None) -> None:
         """Build the index lists.
@@ -113,6 +128,13 @@ class TreeRule(nn.Module):
             matrix[self.below_index, owner] = 1
         self.register_buffer("membership", matrix.bool(), persistent=False)
         self._made: dict[tuple[torch.dtype, torch.device], _Matrices] = {}
+        self._pads: dict[tuple[torch.dtype, torch.device], _Padding] = {}
+        rows = len(hierarchy.children) * max(map(len, hierarchy.children))
+        self.padded = not self.binary and rows <= PADDED * len(self.parent)
+        places = self.parent * (rows // len(hierarchy.children)) + self.rank
+        counts = torch.zeros(rows, dtype=torch.int64).index_put((places,), self.below_counts)
+        self.register_buffer("padded_start", counts.cumsum(0) - counts, persistent=False)
+        self.register_buffer("padded_path", places[self.path_index], persistent=False)
 
     def scores(self, logits: Tensor) -> Tensor:
         """<n_j, x> of every choice (Eq. 5.5).
@@ -185,6 +207,25 @@ class TreeRule(nn.Module):
         differences = means - means.roll(inner, 1)
         return _Matrices(means, differences, absent, paths, self.path_lengths.to(dtype), first, order)
 
+    def _padding(self, values: Tensor) -> _Padding:
+        """In the precision of the values and where they are; made once, as `_matrices` are."""
+        key = (values.dtype, values.device)
+        if key not in self._pads:
+            with torch.inference_mode(False), torch.no_grad():
+                ends = torch.cat([self.padded_start[1:], self.padded_start.new_tensor([len(self.below_index)])])
+                counts = (ends - self.padded_start)[:, None].to(values.dtype)
+                self._pads[key] = _Padding(1 / counts.clamp(min=1), (counts == 0).to(values.dtype) * NO_CHILD)
+        return self._pads[key]
+
+    def _padded_log_probabilities(self, logits: Tensor) -> Tensor:
+        """`along_paths(choices(scores(logits)))` without a gather: a child that is not there has an empty list of leaves."""
+        padding, up, down = (
+            self._padding(logits), (self.below_index, self.padded_start), (self.padded_path, self.path_start),
+        )  # fmt: skip
+        scores = torch.addcmul(padding.absent, _row_sums(logits.T.contiguous(), *up, *down), padding.scale)
+        scores = torch.unflatten(scores, 0, (len(self.hierarchy.children), -1))
+        return _row_sums(functional.log_softmax(scores, 1).flatten(0, 1), *down, *up).T
+
     def _few_scores(self, logits: Tensor, matrices: _Matrices) -> Tensor:
         """Scores `(B, C, J)` of child c of node j, `NO_CHILD` where it has none."""
         scores = torch.addmm(matrices.absent, logits, matrices.means)
@@ -201,9 +242,11 @@ class SoftRule(TreeRule):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits `(B, K)` to log-probabilities `(B, K)`; the largest is the prediction."""
-        if not self._by_few_steps():
-            return self.along_paths(self.choices(self.scores(logits)))
         values = self.accepted(logits)
+        if self.padded and not self.dense and not torch.compiler.is_compiling():
+            return self._padded_log_probabilities(values)
+        if not self._by_few_steps():
+            return self.along_paths(self.choices(self.scores(values)))
         matrices = self._matrices(values)
         with _precisely(values):
             if self.binary:  # p(j|i) is the sigmoid of the difference of two scores

@@ -36,9 +36,17 @@ def chain(classes: int) -> Hierarchy:
     return Hierarchy(tuple(map(str, range(classes))), children, ("",) * (classes - 1))
 
 
+def uneven(broad: int, long: int) -> Hierarchy:
+    """One node of many leaves below a chain."""
+    classes = broad + long
+    children = (tuple(range(broad)), *((broad + i, classes + i) for i in range(long)))
+    return Hierarchy(tuple(map(str, range(classes))), children, ("",) * (long + 1))
+
+
 TREES = {
     "hand": HAND, "wide": wide_tree(23, 0), "binary": random_hierarchy([str(i) for i in range(17)], 5),
     "chain": chain(9), "flat": flat_hierarchy("abcdef"), "two": flat_hierarchy("ab"),
+    "uneven": uneven(20, 10),
 }  # fmt: skip
 
 
@@ -83,6 +91,11 @@ def test_probabilities_are_those_of_a_walk(name: str, dense: bool) -> None:
     torch.testing.assert_close(soft.exp().sum(1), one, rtol=1e-12, atol=0)
     torch.testing.assert_close(hard.exp().sum(1), one, rtol=0, atol=0)
     assert (hard.softmax(1).max(1).values == 1).all()
+
+
+def test_which_trees_are_padded() -> None:
+    padded = {name for name, tree in TREES.items() if SoftRule(tree, dense=False).padded}
+    assert padded == {"hand", "wide", "flat"}  # not the binary ones, nor one broad node among many narrow ones
 
 
 def test_the_example_of_figure_5_1() -> None:
