@@ -55,16 +55,16 @@ def _row_sums(rows: Tensor, index: Tensor, start: Tensor, t_index: Tensor, t_sta
 
 @dataclass(frozen=True, slots=True)
 class _Matrices:
-    """A tree of few classes as matrices; column c J + j of `means` belongs to child c of node j.
+    """A tree of few classes as matrices; row c J + j of `means` belongs to child c of node j.
 
     Attributes:
-        means: `(K, C J)`, a score is the mean of the logits below (Eq. 5.5); 0 where a node has no such child.
+        means: `(C J, K)`, a score is the mean of the logits below (Eq. 5.5); 0 where a node has no such child.
         differences: the same less that of the other child, in binary trees.
-        absent: `(C J,)`, added to the scores: `NO_CHILD` where a node has no such child.
-        paths: `(C J, K)`, 1 where a choice is on the path of a leaf.
-        lengths: `(K,)`, of the paths.
-        first: `(C J,)`, 1 for a node's first child, else 0.
-        order: `(C, 1)`, C to 1: the first of equals has the largest; `argmax` would tell too, in ten times the time.
+        absent: `(C J, 1)`, added to the scores: `NO_CHILD` where a node has no such child.
+        paths: `(K, C J)`, 1 where a choice is on the path of a leaf.
+        lengths: `(K, 1)`, of the paths.
+        first: `(C J, 1)`, 1 for a node's first child, else 0.
+        order: `(C, 1, 1)`, C to 1: the first of equals has the largest; `argmax` would tell too, in ten times the time.
     """
 
     means: Tensor
@@ -196,16 +196,18 @@ class TreeRule(nn.Module):
 
     def _make_matrices(self, dtype: torch.dtype, device: torch.device) -> _Matrices:
         inner, most = len(self.hierarchy.children), max(map(len, self.hierarchy.children))
-        column = self.rank * inner + self.parent
+        row = self.rank * inner + self.parent
         paths = torch.zeros(most * inner, len(self.hierarchy.classes), dtype=dtype, device=device)
-        paths[column] = self.membership.T.to(dtype)
-        absent = torch.full((most * inner,), NO_CHILD, dtype=dtype, device=device)
-        absent[column] = 0
-        means = (paths / paths.sum(1, keepdim=True).clamp(min=1)).T.contiguous()
-        order = torch.arange(most, 0, -1, dtype=dtype, device=device)[:, None]
-        first = (torch.arange(most * inner, device=device) < inner).to(dtype)
-        differences = means - means.roll(inner, 1)
-        return _Matrices(means, differences, absent, paths, self.path_lengths.to(dtype), first, order)
+        paths[row] = self.membership.T.to(dtype)
+        absent = torch.full((most * inner, 1), NO_CHILD, dtype=dtype, device=device)
+        absent[row] = 0
+        means = paths / paths.sum(1, keepdim=True).clamp(min=1)
+        order = torch.arange(most, 0, -1, dtype=dtype, device=device)[:, None, None]
+        first = (torch.arange(most * inner, device=device) < inner).to(dtype)[:, None]
+        return _Matrices(
+            means=means, differences=means - means.roll(inner, 0), absent=absent, paths=paths.T.contiguous(),
+            lengths=self.path_lengths.to(dtype)[:, None], first=first, order=order,
+        )  # fmt: skip
 
     def _padding(self, values: Tensor) -> _Padding:
         """In the precision of the values and where they are; made once, as `_matrices` are."""
@@ -227,9 +229,9 @@ class TreeRule(nn.Module):
         return _row_sums(functional.log_softmax(scores, 1).flatten(0, 1), *down, *up).T
 
     def _few_scores(self, logits: Tensor, matrices: _Matrices) -> Tensor:
-        """Scores `(B, C, J)` of child c of node j, `NO_CHILD` where it has none."""
-        scores = torch.addmm(matrices.absent, logits, matrices.means)
-        return torch.unflatten(scores, 1, (-1, len(self.hierarchy.children)))
+        """Scores `(C, J, B)` of child c of node j, `NO_CHILD` where it has none."""
+        scores = torch.addmm(matrices.absent, matrices.means, logits.T)
+        return torch.unflatten(scores, 0, (-1, len(self.hierarchy.children)))
 
     def _largest(self, values: Tensor) -> Tensor:
         """`(J, B)`, the largest of `values` `(E, B)` among the children of each inner node."""
@@ -250,9 +252,9 @@ class SoftRule(TreeRule):
         matrices = self._matrices(values)
         with _precisely(values):
             if self.binary:  # p(j|i) is the sigmoid of the difference of two scores
-                return functional.logsigmoid(values @ matrices.differences) @ matrices.paths
-            scores = self._few_scores(values, matrices)
-            return functional.log_softmax(scores, 1).flatten(1) @ matrices.paths
+                return (matrices.paths @ functional.logsigmoid(matrices.differences @ values.T)).T
+            choices = functional.log_softmax(self._few_scores(values, matrices), 0)
+            return (matrices.paths @ choices.flatten(0, 1)).T
 
 
 class HardRule(TreeRule):
@@ -276,16 +278,16 @@ class HardRule(TreeRule):
         matrices = self._matrices(logits)
         with _precisely(logits):
             if self.binary:
-                ahead = logits @ matrices.differences[:, : len(self.hierarchy.children)]  # of the first children
-                ahead = torch.cat([ahead, -ahead], 1)  # exactly: one of two must be taken
+                ahead = matrices.differences[: len(self.hierarchy.children)] @ logits.T  # of the first children
+                ahead = torch.cat([ahead, -ahead])  # exactly: one of two must be taken
                 choices, taken = functional.logsigmoid(ahead), ahead.detach().heaviside(matrices.first)
             else:
                 scores = self._few_scores(logits, matrices)
-                best = (scores == scores.amax(1, keepdim=True)) * matrices.order
-                choices = functional.log_softmax(scores, 1).flatten(1)
-                taken = (best == best.amax(1, keepdim=True)).flatten(1).to(scores.dtype)
-            reached = taken @ matrices.paths == matrices.lengths
-            return (choices @ matrices.paths + UNREACHED).masked_fill(reached, 0.0)
+                best = (scores == scores.amax(0)) * matrices.order
+                choices = functional.log_softmax(scores, 0).flatten(0, 1)
+                taken = (best == best.amax(0)).flatten(0, 1).to(scores.dtype)
+            reached = matrices.paths @ taken == matrices.lengths
+            return (matrices.paths @ choices + UNREACHED).masked_fill(reached, 0.0).T
 
     def chosen(self, scores: Tensor) -> Tensor:
         """`(E, B)` bool: whether each choice is the best of its siblings by `scores` `(E, B)`; one of them always is."""
