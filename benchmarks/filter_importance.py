@@ -197,8 +197,8 @@ def part_lenet(
 
 
 def part_found(
-    work: Path, data: str, seeds: Sequence[int], data_dir: Path | None, rankings: Sequence[Method]
-) -> list[Row]:
+    work: Path, data: str, seeds: Sequence[int], data_dir: Path | None, shares: Sequence[float], rankings: Sequence[Method],
+) -> list[Row]:  # fmt: skip
     """Expanded channels removed from a network that a search found."""
     rows = []
     for seed in seeds:
@@ -210,7 +210,7 @@ def part_found(
             for index, block in enumerate(design.blocks)
             if (block.kind == "ir" and block.pointwise) or block.kind == "pool_head"
         ]
-        for share, method in product(FOUND_SHARES, rankings):
+        for share, method in product(shares, rankings):
             keep, title = dict.fromkeys(expanding, share), f"expanded channels: {share:g}"
             row = partial(removal_row, folder, design.name, data, title, keep, method, seed, data_dir)
             rows += measured(work, f"found-{data}-{seed}-{share}-{method}", row)
@@ -246,6 +246,7 @@ def main() -> None:
     options.add_argument("--rankings", type=names, default=list(RANKINGS))
     options.add_argument("--keeps", type=names, default=list(LENET_KEEPS), help="what stays of LeNet-5")
     options.add_argument("--found-data", type=names, default=list(FOUND_EPOCHS), help="of the found network")
+    options.add_argument("--shares", type=names, default=list(map(str, FOUND_SHARES)), help="of its expanded channels")
     options.add_argument("--points", type=int, default=31, help="of a curve, at most")
     options.add_argument("--images", type=int, help="training images that the curves' trees are grown on; default all")
     options.add_argument("--data-dir", type=Path)
@@ -267,7 +268,8 @@ def main() -> None:
     if "lenet" in parts:
         write_table(part_lenet(work, seeds, data_dir, given.keeps, rankings), given.out / "filter_importance_lenet.csv")
     if "found" in parts:
-        rows = [row for data in given.found_data for row in part_found(work, data, seeds, data_dir, rankings)]
+        shares = [float(share) for share in given.shares]
+        rows = [row for data in given.found_data for row in part_found(work, data, seeds, data_dir, shares, rankings)]
         write_table(rows, given.out / "filter_importance_found.csv")
 
 
