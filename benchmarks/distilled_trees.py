@@ -43,6 +43,7 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         rows += rows_of(dataset, arguments.work, seed, arguments.depths, arguments.targets)
+    rows.sort(key=lambda row: (row["seed"], row["depth"]))
     write_table(rows, arguments.out / "distilled_trees.csv")
 
 
@@ -55,8 +56,10 @@ def rows_of(
         teacher_network(dataset.resolution), dataset, recipe=TEACHER_RECIPE, out=folder, seed=seed, resume=True
     )
     taught = _predictions(trained.model, dataset)
-    epochs = {"epochs": TEACHER_RECIPE.epochs, "batch_size": TEACHER_RECIPE.batch_size}
-    rows = [_row("network", depth, trained.evaluation, folder, seed) | epochs for depth in depths]
+    settings = {
+        "epochs": TEACHER_RECIPE.epochs, "batch_size": TEACHER_RECIPE.batch_size, "lr": TEACHER_RECIPE.lr
+    }  # fmt: skip
+    rows = [_row("network", depth, trained.evaluation, folder, seed) | settings for depth in depths]
     probabilities = None
     for depth in depths:
         for name in targets:
@@ -74,6 +77,7 @@ def rows_of(
                     "agreement_percent": 100 * float((tree.predicted == taught).double().mean()),
                     "epochs": TREE_RECIPE.epochs,
                     "batch_size": TREE_RECIPE.batch_size,
+                    "lr": TREE_RECIPE.lr,
                 }
             )
             print(rows[-1], flush=True)
@@ -99,6 +103,7 @@ def _row(model: str, depth: int, evaluation: Evaluation, folder: Path, seed: int
         "agreement_percent": None,
         "epochs": None,
         "batch_size": None,
+        "lr": None,
         "test_images": evaluation.total,
         "cpu_seconds": float(pd.read_csv(folder / METRICS)["seconds"].sum()),
         "seed": seed,

@@ -29,9 +29,10 @@ from search_spaces.serialisation import require, to_plain, write_json
 
 TREE, RESULT = "tree.pt", "result.json"
 
-# Ours. RMSProp stands for the Adam of the code that document 003 describes; that one's batches are of 4 images.
+# Ours. RMSProp stands for the Adam of the code that document 003 describes. At higher rates decisions are certain before the
+# leaves know their classes: at depth 4 two classes then share a leaf for good with some seeds, and MNIST ends near 80 %.
 TREE_RECIPE = Recipe(
-    name="soft-tree", epochs=10, batch_size=128, lr=5e-4, optimizer="rmsprop", rmsprop_eps=1e-8, schedule="linear",
+    name="soft-tree", epochs=10, batch_size=128, lr=3e-4, optimizer="rmsprop", rmsprop_eps=1e-8, schedule="linear",
     warmup_epochs=0.5,
 )  # fmt: skip
 
