@@ -34,19 +34,19 @@ FIGURE, TRACKING = Path("docs/figures/tree_regularisation.svg"), Path("docs/figu
 STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
     "parabola": {
         "none": (0.0,),
-        "l1": (1e-3, 2.5e-3, 4e-3, 6e-3, 9e-3),
+        "l1": (1e-3, 4e-3, 9e-3, 1.4e-2, 2e-2, 3e-2),
         "l2": (1e-3, 5e-3, 1e-2, 1.4e-2, 1.8e-2, 2.1e-2),
-        "tree": (0.1, 0.3, 0.6, 1.2),
+        "tree": (0.1, 0.2, 0.3, 0.4, 0.8),
     },
     "markov, gru": {"none": (0.0,), "l2": (1e-3, 3e-3, 1e-2), "tree": (0.1, 0.3, 1.0)},
     "markov, gru-hmm": {"none": (0.0,), "l2": (1e-3, 3e-3, 1e-2), "tree": (0.1, 0.3, 1.0)},
 }
 PARABOLA = TrainingOptions(epochs=150, tree=TreePenalty(warmup=40))
 MARKOV = TrainingOptions(
-    epochs=60, batch_size=10, lr=0.2, tree=TreePenalty(warmup=15, tree=TreeOptions(min_samples_leaf=25))
+    epochs=60, batch_size=10, lr=0.2, tree=TreePenalty(warmup=15, ramp=25, tree=TreeOptions(min_samples_leaf=25))
 )
 EVERY = (1, 2, 5, 25)  # epochs between surrogates, for the cost (document 002: 25)
-COST_STRENGTH = 0.3
+COST_STRENGTH = 0.2
 RANGES = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
 # Seconds an epoch on TIMIT: L2; tree; tree with a surrogate every 25 epochs (document 002).
 PAPER_SECONDS = {"l2": 2116, 1: 3977, 25: 2191}

@@ -23,6 +23,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="rows, or sequences
 Rate = Annotated[float, typer.Option("--lr", help="learning rate")]
 Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd, with momentum, or adam")]
 Warmup = Annotated[int, typer.Option("--warmup", help="epochs before the tree penalty acts")]
+Ramp = Annotated[int, typer.Option("--ramp", help="epochs after the warm-up over which its strength grows")]
 Every = Annotated[int, typer.Option("--every", help="epochs between surrogates: more is cheaper")]
 Perturbation = Annotated[
     str, typer.Option("--perturbation", help="of weights for the surrogate: trees, outputs or weights")
@@ -42,6 +43,7 @@ def parabola_command(
     optimizer: Optimizer = "sgd",
     lr: Rate = 0.1,
     warmup: Warmup = 50,
+    ramp: Ramp = 80,
     every: Every = 2,
     perturbation: Perturbation = "trees",
     min_leaf: MinLeaf = 5,
@@ -70,6 +72,7 @@ def markov_command(
     optimizer: Optimizer = "sgd",
     lr: Rate = 0.2,
     warmup: Warmup = 20,
+    ramp: Ramp = 40,
     every: Every = 2,
     perturbation: Perturbation = "trees",
     min_leaf: MinLeaf = 25,
@@ -99,6 +102,7 @@ def table_command(
     optimizer: Optimizer = "sgd",
     lr: Rate = 0.1,
     warmup: Warmup = 50,
+    ramp: Ramp = 80,
     every: Every = 2,
     perturbation: Perturbation = "trees",
     min_leaf: MinLeaf = 5,
@@ -126,7 +130,7 @@ def _train(task: "Task", given: dict[str, Any]) -> None:
         penalty=given["penalty"], strength=given["strength"], epochs=given["epochs"], batch_size=given["batch_size"],
         optimizer=given["optimizer"], lr=given["lr"],
         tree=TreePenalty(
-            strength=given["strength"], warmup=given["warmup"], every=given["every"],
+            strength=given["strength"], warmup=given["warmup"], ramp=given["ramp"], every=given["every"],
             perturbation=given["perturbation"],
             tree=TreeOptions(min_samples_leaf=given["min_leaf"], max_depth=given["max_depth"]),
         ),

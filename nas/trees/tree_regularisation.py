@@ -39,6 +39,7 @@ from search_spaces.serialisation import require, require_finite
 Perturbation = Literal["trees", "outputs", "weights"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("trees", "outputs", "weights")
 SMALLER = (1, 2, 3)  # depths of the trees that weights are pulled towards
+FLAT = 1e-12  # a layer's gradient below this moves nothing: its squares would vanish
 PULLED = 0.03  # of each layer's norm, a step
 PROBED = 24  # combinations of outputs whose gradients span the directions of a perturbation
 PROBED_INPUTS = 128  # that these combinations take at most
@@ -51,6 +52,8 @@ class TreePenalty:
 
     Attributes:
         strength: lambda, weight of the path length in the loss, >= 0; the loss is a mean over inputs.
+        ramp: epochs after the warm-up over which the strength grows from 0 to its full value, linearly, >= 0: a strong
+            penalty all at once leaves one class.
         warmup: epochs without penalty, >= 1; no surrogate is fitted before their end.
         every: epochs between surrogates, >= 1: the amortised schedule.
         stored: J, weight vectors that a surrogate is fitted to: the last ones, >= 2.
@@ -65,6 +68,7 @@ class TreePenalty:
 
     strength: float = 0.1
     warmup: int = 50
+    ramp: int = 80
     every: int = 2
     stored: int = 128
     perturbed: int = 16
@@ -76,7 +80,7 @@ class TreePenalty:
     def __post_init__(self) -> None:
         require_finite(strength=self.strength, scale=self.scale)
         require(self.strength >= 0, f"strength must be >= 0, got {self.strength}")
-        for name, least in {"warmup": 1, "every": 1, "stored": 2, "perturbed": 0}.items():
+        for name, least in {"warmup": 1, "ramp": 0, "every": 1, "stored": 2, "perturbed": 0}.items():
             require(getattr(self, name) >= least, f"{name} must be >= {least}, got {getattr(self, name)}")
         require(self.scale > 0, f"scale must be > 0, got {self.scale}")
         require(
@@ -178,11 +182,12 @@ class TreeRegularisation(Callback):
         return torch.cat([parameter.flatten() for parameter in self.parameters.values()])
 
     def penalty(self) -> Tensor:
-        """strength x Omega-hat(W), a scalar; 0 before there is a surrogate."""
+        """strength x Omega-hat(W), a scalar; 0 before there is a surrogate. Within the ramp a part of it."""
         if self.surrogate is None or self.config.strength == 0:
             return next(iter(self.parameters.values())).new_zeros(())
         started = time.process_time()
-        penalty: Tensor = self.config.strength * self.surrogate(self.weights())
+        share = min(1.0, (len(self.history) - self.config.warmup + 1) / (self.config.ramp + 1))
+        penalty: Tensor = self.config.strength * share * self.surrogate(self.weights())
         self.costs.penalties += time.process_time() - started
         return penalty
 
@@ -314,7 +319,7 @@ class TreeRegularisation(Callback):
                     outputs = functional_call(self.model, self._named(moved), (self.inputs,))
                     (gradient,) = torch.autograd.grad(class_loss(outputs, wanted), moved)
                 sizes, slopes = self._layer_sizes(moved.detach()), self._layer_sizes(gradient)
-                moved = moved.detach() - PULLED * sizes * gradient / slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
+                moved = moved.detach() - PULLED * sizes * gradient / slopes.clamp(min=FLAT)
                 way.append(moved)
             ways.append(way)
         return [moved for together in zip(*ways, strict=True) for moved in together][: self.config.perturbed]
