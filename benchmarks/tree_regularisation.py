@@ -47,6 +47,7 @@ MARKOV = TrainingOptions(
 )
 EVERY = (1, 2, 5, 25)  # epochs between surrogates, for the cost (document 002: 25)
 COST_STRENGTH = 0.2
+TRACKED = (0.1, 0.4)  # strengths whose path length is drawn by epoch
 RANGES = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
 # Seconds an epoch on TIMIT: L2; tree; tree with a surrogate every 25 epochs (document 002).
 PAPER_SECONDS = {"l2": 2116, 1: 3977, 25: 2191}
@@ -218,7 +219,7 @@ def costs(work: Path) -> list[dict[str, Any]]:
 def collected(work: Path, seeds: int) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """A row a training that is done, and all that is kept of it."""
     rows, kept = [], []
-    for job in jobs(seeds):
+    for job in {job.path(work): job for job in jobs(seeds)}.values():  # one of the cost is one of the sweep too
         if job.path(work).is_file():
             stored = read_json(job.path(work))
             kept.append(stored)
@@ -251,7 +252,7 @@ def pictures(runs: pd.DataFrame, kept: Sequence[Mapping[str, Any]], arguments: a
         options = one["job"]["options"]  # of a tree penalty: others have no history
         if (
             one["job"]["task"] == "parabola"
-            and options["strength"] in (0.06, 0.2)
+            and options["strength"] in TRACKED
             and options["tree"]["every"] == PARABOLA.tree.every
         ):
             epochs, true, foretold, _ = zip(*one["history"], strict=True)
