@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import nas
 from benchmarks.tables import parser, write_table
-from nas.trees.distilling import LABELS, SOFT_LABELS, TEACHER_RECIPE, soft_labels, teacher_network
-from nas.trees.soft_training import TREE_RECIPE, train_soft_tree
+from nas.trees.soft.distilling import LABELS, SOFT_LABELS, TEACHER_RECIPE, soft_labels, teacher_network
+from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, network_outputs
 from recipes.run_folder import METRICS

@@ -26,8 +26,8 @@ from benchmarks.tables import parser, write_table
 from nas.lenet import LeNet5
 from nas.loading import MODEL
 from nas.reporting.charts import Line, Panel, draw
-from nas.trees.filter_importance import SCORES, Method, Score
-from nas.trees.filter_ranking import RankBy
+from nas.trees.filters.importance import SCORES, Method, Score
+from nas.trees.filters.ranking import RankBy
 from recipes.recipe import Recipe
 from search_spaces.serialisation import read_json, write_json
 

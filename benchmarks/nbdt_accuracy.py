@@ -26,7 +26,7 @@ import nas
 from benchmarks.tables import parser, write_table
 from nas.loading import MODEL, load_architecture, load_model
 from nas.process import tune_process
-from nas.trees.baselines import feature_baselines
+from nas.trees.baselines.comparison import feature_baselines
 from nas.trees.losses import BETA, OMEGA, Form, Weight
 from nas.trees.training import train_nbdt
 from nas.trees.wrapping import HARD, NETWORK, SOFT

@@ -23,11 +23,11 @@ from sklearn.tree import DecisionTreeClassifier
 
 from benchmarks.tables import parser, provenance, write_table
 from nas.reporting.charts import Line, Panel, draw
-from nas.trees.path_length import TreeOptions, average_path_length
-from nas.trees.regularised_runs import Task, markov_task, parabola_task, regularise
-from nas.trees.regularised_training import TrainingOptions, accuracy, auc
-from nas.trees.toys import fresh_parabola
-from nas.trees.tree_regularisation import TreePenalty
+from nas.trees.regularisation.path_length import TreeOptions, average_path_length
+from nas.trees.regularisation.penalty import TreePenalty
+from nas.trees.regularisation.tasks import Task, markov_task, parabola_task, regularise
+from nas.trees.regularisation.toys import fresh_parabola
+from nas.trees.regularisation.training import TrainingOptions, accuracy, auc
 from search_spaces.serialisation import read_json, to_plain, write_json
 
 FIGURE, TRACKING = Path("docs/figures/tree_regularisation.svg"), Path("docs/figures/tree_surrogate.svg")

@@ -39,10 +39,10 @@ _WHERE = {
     "nbdt": "nas.trees.wrapping",
     "train_nbdt": "nas.trees.training",
     "NBDT": "nas.trees.nbdt",
-    "filter_importance": "nas.trees.filter_ranking",
-    "pruning_curves": "nas.trees.filter_pruning",
-    "prune_filters": "nas.trees.filter_removal",
-    "RankBy": "nas.trees.filter_ranking",
+    "filter_importance": "nas.trees.filters.ranking",
+    "pruning_curves": "nas.trees.filters.pruning",
+    "prune_filters": "nas.trees.filters.removal",
+    "RankBy": "nas.trees.filters.ranking",
     "LeNet5": "nas.lenet",
     "tree_outputs": "nas.trees.outputs",
     "path_entropy": "nas.trees.analyses",
@@ -51,19 +51,19 @@ _WHERE = {
     "posit_hypothesis": "nas.trees.superclasses",
     "node_hypothesis": "nas.trees.superclasses",
     "superclass_accuracy": "nas.trees.superclasses",
-    "distill_tree": "nas.trees.distilling",
-    "SoftDecisionTree": "nas.trees.soft_tree",
-    "SoftTreeLoss": "nas.trees.soft_tree",
-    "train_soft_tree": "nas.trees.soft_training",
+    "distill_tree": "nas.trees.soft.distilling",
+    "SoftDecisionTree": "nas.trees.soft.tree",
+    "SoftTreeLoss": "nas.trees.soft.tree",
+    "train_soft_tree": "nas.trees.soft.training",
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
     "split_hierarchy": "nas.trees.split_hierarchies",
-    "features_of": "nas.trees.features",
-    "FeatureTree": "nas.trees.feature_trees",
-    "info_gain_tree": "nas.trees.feature_trees",
-    "oc1_tree": "nas.trees.oblique",
-    "feature_baselines": "nas.trees.baselines",
+    "features_of": "nas.trees.baselines.features",
+    "FeatureTree": "nas.trees.baselines.feature_trees",
+    "info_gain_tree": "nas.trees.baselines.feature_trees",
+    "oc1_tree": "nas.trees.baselines.oblique",
+    "feature_baselines": "nas.trees.baselines.comparison",
     "TreeSupervision": "nas.trees.losses",
     "report": "nas.reporting.report",
     "query": "nas.querying",
@@ -110,25 +110,25 @@ if TYPE_CHECKING:
     from nas.trees.analyses import max_similarity as max_similarity
     from nas.trees.analyses import path_entropy as path_entropy
     from nas.trees.analyses import traversals as traversals
-    from nas.trees.baselines import feature_baselines as feature_baselines
-    from nas.trees.distilling import distill_tree as distill_tree
-    from nas.trees.feature_trees import FeatureTree as FeatureTree
-    from nas.trees.feature_trees import info_gain_tree as info_gain_tree
-    from nas.trees.features import features_of as features_of
-    from nas.trees.filter_pruning import pruning_curves as pruning_curves
-    from nas.trees.filter_ranking import RankBy as RankBy
-    from nas.trees.filter_ranking import filter_importance as filter_importance
-    from nas.trees.filter_removal import prune_filters as prune_filters
+    from nas.trees.baselines.comparison import feature_baselines as feature_baselines
+    from nas.trees.baselines.feature_trees import FeatureTree as FeatureTree
+    from nas.trees.baselines.feature_trees import info_gain_tree as info_gain_tree
+    from nas.trees.baselines.features import features_of as features_of
+    from nas.trees.baselines.oblique import oc1_tree as oc1_tree
+    from nas.trees.filters.pruning import pruning_curves as pruning_curves
+    from nas.trees.filters.ranking import RankBy as RankBy
+    from nas.trees.filters.ranking import filter_importance as filter_importance
+    from nas.trees.filters.removal import prune_filters as prune_filters
     from nas.trees.hierarchy import Hierarchy as Hierarchy
     from nas.trees.induced import induced_hierarchy as induced_hierarchy
     from nas.trees.induced import model_hierarchy as model_hierarchy
     from nas.trees.losses import TreeSupervision as TreeSupervision
     from nas.trees.nbdt import NBDT as NBDT
-    from nas.trees.oblique import oc1_tree as oc1_tree
     from nas.trees.outputs import tree_outputs as tree_outputs
-    from nas.trees.soft_training import train_soft_tree as train_soft_tree
-    from nas.trees.soft_tree import SoftDecisionTree as SoftDecisionTree
-    from nas.trees.soft_tree import SoftTreeLoss as SoftTreeLoss
+    from nas.trees.soft.distilling import distill_tree as distill_tree
+    from nas.trees.soft.training import train_soft_tree as train_soft_tree
+    from nas.trees.soft.tree import SoftDecisionTree as SoftDecisionTree
+    from nas.trees.soft.tree import SoftTreeLoss as SoftTreeLoss
     from nas.trees.split_hierarchies import split_hierarchy as split_hierarchy
     from nas.trees.superclasses import node_hypothesis as node_hypothesis
     from nas.trees.superclasses import posit_hypothesis as posit_hypothesis

@@ -62,9 +62,9 @@ def distill_tree_command(
 ) -> None:
     """Train soft decision trees on labels and on a network's probabilities; compare them with it."""
     from nas.cli.progress import ProgressBar
-    from nas.trees.distilling import LABELS, SOFT_LABELS, default_out, distill_tree
-    from nas.trees.soft_tree import SoftTreeLoss
-    from nas.trees.soft_tree_page import PAGE
+    from nas.trees.soft.distilling import LABELS, SOFT_LABELS, default_out, distill_tree
+    from nas.trees.soft.page import PAGE
+    from nas.trees.soft.tree import SoftTreeLoss
 
     set_threads(threads)
     out = default_out(model) if out is None else out

@@ -22,7 +22,7 @@ from nas.cli.options import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nas.trees.filter_ranking import RankBy
+    from nas.trees.filters.ranking import RankBy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +53,7 @@ Table = Annotated[Path | None, typer.Option("--out", help="CSV file for the whol
 def layers_command(model: Model, pretrained: Weights = None) -> None:
     """The convolutions by name, and whether their filters can be removed."""
     from nas.exporting.source import load_source
-    from nas.trees.channels import convolutions, filter_group
+    from nas.trees.filters.channels import convolutions, filter_group
     from nas.trees.wrapping import trained_folder
     from search_spaces.errors import UserError
 
@@ -94,7 +94,7 @@ def importance_command(
     threads: Threads = None,
 ) -> None:
     """Rank the filters of convolutions by trees over their activation scores."""
-    from nas.trees.filter_ranking import filter_importance
+    from nas.trees.filters.ranking import filter_importance
 
     result = filter_importance(
         model, data, layers=layer or None,
@@ -136,7 +136,7 @@ def curves_command(
     threads: Threads = None,
 ) -> None:
     """Accuracy when the least (best case) or the most important filters (worst case) are left out first."""
-    from nas.trees.filter_pruning import pruning_curves
+    from nas.trees.filters.pruning import pruning_curves
 
     table = pruning_curves(
         model, data, layer=layer, by=_by(by, score, importance, depth, estimators, top_k, images, seed, threads),
@@ -175,7 +175,7 @@ def prune_command(
 ) -> None:
     """Remove the least important filters from the network, and fine-tune what is left."""
     from nas.cli.progress import ProgressBar
-    from nas.trees.filter_removal import PRUNED, TUNED, prune_filters
+    from nas.trees.filters.removal import PRUNED, TUNED, prune_filters
     from search_spaces.limits import format_quantity
 
     how = _by(by, score, importance, depth, estimators, top_k, images, seed, threads)
@@ -208,7 +208,7 @@ def _by(
     seed: int,
     threads: int | None,
 ) -> "RankBy":
-    from nas.trees.filter_ranking import RankBy
+    from nas.trees.filters.ranking import RankBy
 
     set_threads(threads)
     return RankBy(

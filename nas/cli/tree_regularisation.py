@@ -9,7 +9,7 @@ import typer
 from nas.cli.options import Seed, Threads, set_threads
 
 if TYPE_CHECKING:
-    from nas.trees.regularised_runs import Task
+    from nas.trees.regularisation.tasks import Task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,7 @@ def parabola_command(
     threads: Threads = None,
 ) -> None:
     """350 points on both sides of a parabola, and a network that is too large for them."""
-    from nas.trees.regularised_runs import parabola_task
+    from nas.trees.regularisation.tasks import parabola_task
 
     given = locals()
     set_threads(threads)
@@ -83,7 +83,7 @@ def markov_command(
     threads: Threads = None,
 ) -> None:
     """Time series of a hidden Markov model beside one of noise; a GRU, or the residual GRU-HMM."""
-    from nas.trees.regularised_runs import markov_task
+    from nas.trees.regularisation.tasks import markov_task
 
     given = locals()
     set_threads(threads)
@@ -113,7 +113,7 @@ def table_command(
     threads: Threads = None,
 ) -> None:
     """A table of your own, of two classes or more."""
-    from nas.trees.regularised_runs import table_task
+    from nas.trees.regularisation.tasks import table_task
 
     given = locals()
     set_threads(threads)
@@ -121,10 +121,10 @@ def table_command(
 
 
 def _train(task: "Task", given: dict[str, Any]) -> None:
-    from nas.trees.path_length import TreeOptions
-    from nas.trees.regularised_runs import regularise, tree_text
-    from nas.trees.regularised_training import TrainingOptions
-    from nas.trees.tree_regularisation import TreePenalty
+    from nas.trees.regularisation.path_length import TreeOptions
+    from nas.trees.regularisation.penalty import TreePenalty
+    from nas.trees.regularisation.tasks import regularise, tree_text
+    from nas.trees.regularisation.training import TrainingOptions
 
     options = TrainingOptions(
         penalty=given["penalty"], strength=given["strength"], epochs=given["epochs"], batch_size=given["batch_size"],

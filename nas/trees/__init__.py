@@ -1,1 +1,1 @@
-"""Neural-backed decision trees (thesis, chapter 5; arXiv:2004.00221): hierarchies, rules, losses."""
+"""Trees that explain networks: NBDT (thesis, chapter 5) here; baselines, soft trees, regularisation and filters in folders."""

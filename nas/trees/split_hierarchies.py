@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nas.trees.feature_trees import Ints, Values, checked
-from nas.trees.features import features_of
+from nas.trees.baselines.feature_trees import Ints, Values, checked
+from nas.trees.baselines.features import features_of
+from nas.trees.baselines.oblique import RESTARTS, SEARCHED, axis_split, best_split, sides_of
 from nas.trees.hierarchy import Hierarchy
-from nas.trees.oblique import RESTARTS, SEARCHED, axis_split, best_split, sides_of
 from recipes.sources import Source, split_indices
 from search_spaces.errors import closest
 from search_spaces.seeding import numpy_rng

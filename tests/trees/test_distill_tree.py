@@ -10,8 +10,8 @@ from torch import nn
 
 import nas
 from nas.cli.main import run
-from nas.trees.distilling import distill_tree
-from nas.trees.soft_training import TREE_RECIPE, train_soft_tree
+from nas.trees.soft.distilling import distill_tree
+from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
 from recipes.checkpoint import load_checkpoint
 from recipes.evaluation import evaluate
 from recipes.sources import Source
@@ -84,7 +84,7 @@ def test_a_trained_teacher_is_used_as_it_is(distilled: Path, capsys: pytest.Capt
 
 def test_soft_labels_are_the_teacher_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the second tree is trained on: softmax(logits / temperature) of the training images."""
-    from nas.trees import soft_training
+    from nas.trees.soft import training as soft_training
 
     seen: dict[str, Source] = {}
 

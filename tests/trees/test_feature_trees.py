@@ -12,10 +12,10 @@ from torch import nn
 
 import nas
 from nas.trees import split_hierarchies
-from nas.trees.baselines import feature_baselines
-from nas.trees.feature_trees import FeatureTree, heights_of, info_gain_tree
-from nas.trees.features import Features, features_of
-from nas.trees.oblique import IMPURITIES, best_split, impurity_of, line_search, oc1_tree
+from nas.trees.baselines.comparison import feature_baselines
+from nas.trees.baselines.feature_trees import FeatureTree, heights_of, info_gain_tree
+from nas.trees.baselines.features import Features, features_of
+from nas.trees.baselines.oblique import IMPURITIES, best_split, impurity_of, line_search, oc1_tree
 from nas.trees.split_hierarchies import split_hierarchy
 from nas.trees.wrapping import tree_of
 from search_spaces.errors import UserError

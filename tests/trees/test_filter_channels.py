@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from nas.lenet import LeNet5, build_lenet5
-from nas.trees.channels import activation_maps, filter_group, find_convolution, masked, narrowed
+from nas.trees.filters.channels import activation_maps, filter_group, find_convolution, masked, narrowed
 from search_spaces.architecture import Architecture, Block
 from search_spaces.errors import UserError
 from search_spaces.network import build

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nas.lenet import LeNet5, build_lenet5
-from nas.trees.filter_importance import (
+from nas.trees.filters.importance import (
     boosted_trees,
     decision_tree,
     filter_scores,

@@ -13,9 +13,9 @@ from nas.cli.main import run
 from nas.designs import build_design, design_cost
 from nas.lenet import LeNet5
 from nas.loading import MODEL, save_model
-from nas.trees.channels import narrowed
-from nas.trees.filter_importance import decision_tree, pruning_order, weight_norms
-from nas.trees.filter_pruning import curve_counts, masked_accuracy, removal_masks, tree_curve
+from nas.trees.filters.channels import narrowed
+from nas.trees.filters.importance import decision_tree, pruning_order, weight_norms
+from nas.trees.filters.pruning import curve_counts, masked_accuracy, removal_masks, tree_curve
 from nas.trees.sources import load_classifier
 from recipes.datasets import Dataset
 from search_spaces.architecture import Architecture, Block

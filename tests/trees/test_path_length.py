@@ -6,7 +6,7 @@ import torch
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import nn
 
-from nas.trees.path_length import (
+from nas.trees.regularisation.path_length import (
     TreeOptions,
     average_path_length,
     class_loss,
@@ -17,7 +17,14 @@ from nas.trees.path_length import (
     predicted_classes,
     rows_of,
 )
-from nas.trees.toys import BAND, fresh_parabola, markov_series, parabola, parabola_height, toy_markov_model
+from nas.trees.regularisation.toys import (
+    BAND,
+    fresh_parabola,
+    markov_series,
+    parabola,
+    parabola_height,
+    toy_markov_model,
+)
 from search_spaces.errors import UserError
 
 # Class 1 in the middle of a line: 8 rows below 8, then 2 rows of class 1, then 2 of class 0.

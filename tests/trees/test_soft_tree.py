@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas.trees.soft_training import SoftLabelled
-from nas.trees.soft_tree import (
+from nas.trees.soft.page import ShownImage, diverging, soft_tree_page
+from nas.trees.soft.training import SoftLabelled
+from nas.trees.soft.tree import (
     SoftDecisionTree,
     SoftTreeLoss,
     balance_penalty,
@@ -21,7 +22,6 @@ from nas.trees.soft_tree import (
     node_flows,
     running_mean,
 )
-from nas.trees.soft_tree_page import ShownImage, diverging, soft_tree_page
 from recipes.sources import TensorSource
 from search_spaces.errors import UserError
 

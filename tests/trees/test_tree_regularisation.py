@@ -13,25 +13,25 @@ from torch import Tensor, nn
 
 import nas
 from nas.cli.main import run
-from nas.trees.path_length import TreeOptions, class_loss, mimic
-from nas.trees.regularised_runs import markov_task, parabola_task, regularise, table_task
-from nas.trees.regularised_training import (
+from nas.trees.regularisation.path_length import TreeOptions, class_loss, mimic
+from nas.trees.regularisation.penalty import (
+    PERTURBATIONS,
+    Observation,
+    TreePenalty,
+    TreeRegularisation,
+    penalised_parameters,
+)
+from nas.trees.regularisation.series import GRUHMM, GRUClassifier, fit_markov
+from nas.trees.regularisation.surrogate import Surrogate, SurrogateOptions, fit_surrogate, principal_directions
+from nas.trees.regularisation.tasks import markov_task, parabola_task, regularise, table_task
+from nas.trees.regularisation.toys import MarkovModel, Split, parabola, toy_markov_model
+from nas.trees.regularisation.training import (
     TrainingOptions,
     _norm,
     check_labels,
     perceptron,
     tracking,
     train_regularised,
-)
-from nas.trees.series import GRUHMM, GRUClassifier, fit_markov
-from nas.trees.surrogate import Surrogate, SurrogateOptions, fit_surrogate, principal_directions
-from nas.trees.toys import MarkovModel, Split, parabola, toy_markov_model
-from nas.trees.tree_regularisation import (
-    PERTURBATIONS,
-    Observation,
-    TreePenalty,
-    TreeRegularisation,
-    penalised_parameters,
 )
 from recipes.recipe import Recipe
 from recipes.sources import TensorSource
@@ -288,7 +288,7 @@ def test_the_filter_sums_over_all_state_paths() -> None:
 
 
 def test_expectation_maximisation() -> None:
-    from nas.trees.series import _posteriors
+    from nas.trees.regularisation.series import _posteriors
 
     state, pair, log_likelihood = _posteriors(HAND, SEEN[None].astype(np.float64))
     paths = list(itertools.product((0, 1), repeat=3))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nas.loading import load_model
 from nas.training import train
-from nas.trees.soft_training import (
+from nas.trees.soft.training import (
     RESULT,
     TrainedTree,
     checked_classes,
@@ -22,7 +22,7 @@ from nas.trees.soft_training import (
     tree_numbers,
     tree_recipe,
 )
-from nas.trees.soft_tree import WINDOW, SoftTreeLoss
+from nas.trees.soft.tree import WINDOW, SoftTreeLoss
 from nas.trees.wrapping import trained_folder
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import Evaluation, network_outputs

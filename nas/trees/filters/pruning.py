@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.loading import TrainedModel
-from nas.trees.channels import filter_group, masked
-from nas.trees.filter_importance import BATCH, Doubles, Floats, Ints, Method, decision_tree, tree_depth
-from nas.trees.filter_ranking import RankBy, rank_filters
+from nas.trees.filters.channels import filter_group, masked
+from nas.trees.filters.importance import BATCH, Doubles, Floats, Ints, Method, decision_tree, tree_depth
+from nas.trees.filters.ranking import RankBy, rank_filters
 from nas.trees.sources import load_classifier
 from recipes.datasets import Dataset
 from recipes.evaluation import evaluation_mode

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.trees.soft_tree import WINDOW, SoftDecisionTree, SoftTreeLoss, require_depth
-from nas.trees.soft_tree_page import PAGE, write_tree_page
+from nas.trees.soft.page import PAGE, write_tree_page
+from nas.trees.soft.tree import WINDOW, SoftDecisionTree, SoftTreeLoss, require_depth
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
 from recipes.evaluation import Evaluation, evaluate, network_outputs

@@ -17,7 +17,7 @@ from nas.reporting.page import text
 from nas.reporting.style import STYLE
 from nas.reporting.svg import FAINT, FRAME, GRID, Figure, polyline, printable, shortened, words
 from nas.trees.page import png
-from nas.trees.soft_tree import SoftDecisionTree, TreePaths
+from nas.trees.soft.tree import SoftDecisionTree, TreePaths
 from recipes.datasets import Dataset
 from search_spaces.serialisation import require, write_text_atomic
 

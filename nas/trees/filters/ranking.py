@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nas.loading import TrainedModel
-from nas.trees.channels import convolutions, find_convolution
-from nas.trees.filter_importance import (
+from nas.trees.filters.channels import convolutions, find_convolution
+from nas.trees.filters.importance import (
     ESTIMATORS,
     IMPORTANCES,
     MAX_DEPTH,

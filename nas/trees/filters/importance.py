@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nas.trees.channels import activation_maps, find_convolution
+from nas.trees.filters.channels import activation_maps, find_convolution
 from recipes.evaluation import evaluation_mode
 from recipes.sources import Source
 from search_spaces.errors import UserError, closest

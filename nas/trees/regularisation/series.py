@@ -6,7 +6,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nas.trees.toys import MarkovModel
+from nas.trees.regularisation.toys import MarkovModel
 from search_spaces.serialisation import require
 
 SMOOTHING = 1e-2  # pseudo-count of every event, so that no probability becomes 0

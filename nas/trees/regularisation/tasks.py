@@ -13,7 +13,9 @@ from sklearn.tree import export_text
 from torch import Tensor, nn
 
 from nas.reporting.charts import Line, Panel, draw
-from nas.trees.regularised_training import (
+from nas.trees.regularisation.series import GRUHMM, GRUClassifier, fit_markov
+from nas.trees.regularisation.toys import STATES, Split, markov, parabola
+from nas.trees.regularisation.training import (
     HIDDEN,
     Regularised,
     TrainingOptions,
@@ -22,8 +24,6 @@ from nas.trees.regularised_training import (
     seeded,
     train_regularised,
 )
-from nas.trees.series import GRUHMM, GRUClassifier, fit_markov
-from nas.trees.toys import STATES, Split, markov, parabola
 from recipes.checkpoint import save_checkpoint
 from recipes.run_folder import RunFolder
 from recipes.sources import split_indices

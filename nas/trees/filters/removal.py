@@ -16,9 +16,9 @@ from nas.designs import Design, build_design, design_cost
 from nas.lenet import LeNet5
 from nas.loading import MODEL, TrainedModel, save_model
 from nas.training import default_recipe, train
-from nas.trees.channels import filter_group, narrowed
-from nas.trees.filter_importance import Method
-from nas.trees.filter_ranking import RankBy, rank_filters
+from nas.trees.filters.channels import filter_group, narrowed
+from nas.trees.filters.importance import Method
+from nas.trees.filters.ranking import RankBy, rank_filters
 from nas.trees.sources import Classifier, load_classifier
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, evaluate

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nas.trees.feature_trees import FeatureTree, info_gain_tree
-from nas.trees.features import features_of
-from nas.trees.oblique import oc1_tree
+from nas.trees.baselines.feature_trees import FeatureTree, info_gain_tree
+from nas.trees.baselines.features import features_of
+from nas.trees.baselines.oblique import oc1_tree
 from nas.trees.split_hierarchies import SPLIT_METHODS, SplitMethod
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation

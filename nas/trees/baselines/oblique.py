@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nas.trees.feature_trees import Doubles, FeatureTree, Ints, Values, check_limits, checked, heights_of
+from nas.trees.baselines.feature_trees import Doubles, FeatureTree, Ints, Values, check_limits, checked, heights_of
 from search_spaces.errors import closest
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require

@@ -14,9 +14,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from nas.trees.path_length import Mimic, class_loss, mimic, predicted_classes, rows_of
-from nas.trees.toys import Split
-from nas.trees.tree_regularisation import Costs, Observation, TreePenalty, TreeRegularisation
+from nas.trees.regularisation.path_length import Mimic, class_loss, mimic, predicted_classes, rows_of
+from nas.trees.regularisation.penalty import Costs, Observation, TreePenalty, TreeRegularisation
+from nas.trees.regularisation.toys import Split
 from recipes.evaluation import evaluation_mode
 from search_spaces.errors import UserError, closest
 from search_spaces.seeding import stream_seed
@@ -183,7 +183,7 @@ def train_regularised(
     """Train a classifier in place.
 
     Args:
-        model: inputs to logits as `nas.trees.path_length.predicted_classes` takes.
+        model: inputs to logits as `nas.trees.regularisation.path_length.predicted_classes` takes.
         split: data.
         options: how.
         seed: of the order of rows, and of the tree penalty.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nas.trees.path_length import (
+from nas.trees.regularisation.path_length import (
     Mimic,
     TreeOptions,
     class_loss,
@@ -29,7 +29,7 @@ from nas.trees.path_length import (
     predicted_classes,
     rows_of,
 )
-from nas.trees.surrogate import Surrogate, SurrogateOptions, fit_surrogate
+from nas.trees.regularisation.surrogate import Surrogate, SurrogateOptions, fit_surrogate
 from recipes.evaluation import evaluation_mode
 from recipes.trainer import Callback, TrainState
 from search_spaces.errors import UserError, closest
