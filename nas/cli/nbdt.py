@@ -1,4 +1,4 @@
-"""``nas nbdt MODEL``, ``nas nbdt train NETWORK`` and ``nas nbdt analyse WHAT MODEL``."""
+"""``nas nbdt MODEL``, ``nas nbdt train NETWORK``, ``nas nbdt analyse WHAT MODEL`` and ``nas nbdt baselines MODEL``."""
 
 import sys
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nas.cli import nbdt_analyse
+from nas.cli import nbdt_analyse, nbdt_baselines
 from nas.cli.options import (
     BatchSize,
     Data,
@@ -48,9 +48,10 @@ class _ModelOrCommand(TyperGroup):
 app = typer.Typer(
     cls=_ModelOrCommand, no_args_is_help=True,
     help="Neural-backed decision trees: nas nbdt MODEL turns a trained network into a tree; train trains one for it;"
-    " analyse looks at its decisions.",
+    " analyse looks at its decisions; baselines grows classic trees on its features.",
 )  # fmt: skip
 app.add_typer(nbdt_analyse.app, name="analyse")
+app.command("baselines")(nbdt_baselines.baselines_command)
 
 
 @app.command(WRAP)

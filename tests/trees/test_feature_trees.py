@@ -1,6 +1,7 @@
 """Trees over features: splits worked by hand, against brute force and scikit-learn, files, and the hierarchies from splits."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import nas
+from nas.cli.main import run
 from nas.trees import split_hierarchies
 from nas.trees.baselines.comparison import feature_baselines
 from nas.trees.baselines.feature_trees import FeatureTree, heights_of, info_gain_tree
@@ -358,6 +360,35 @@ def test_baselines_beside_the_network() -> None:
     assert result.trees["info-gain"].agreement == pytest.approx(100 * expected)
     with pytest.raises(UserError, match="did you mean 'oc1'"):
         feature_baselines(net, data, ("oc",), seed=0)  # type: ignore[arg-type]
+
+
+def test_baselines_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command says and keeps what Python gives; wrong input is one line before anything is trained or written."""
+    nas.train("lenet5:2-3-8-6", "digits", out=tmp_path / "run", epochs=1, resolution=32)
+    out, settings = tmp_path / "trees", ["--max-leaves", "8", "--restarts", "1", "--seed", "3"]
+    assert run(["nbdt", "baselines", str(tmp_path / "run"), *settings, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    expected = feature_baselines(tmp_path / "run", seed=3, max_leaves=8, oc1={"restarts": 1})
+    stored = json.loads((out / "baselines.json").read_text())
+    assert stored == json.loads(json.dumps(expected.numbers()))
+    assert stored["total"] == 360
+    for name, one in expected.trees.items():
+        kept = FeatureTree.load(out / f"{name}.npz")
+        assert (kept.leaves, kept.depth) == (one.tree.leaves, one.tree.depth) == (
+            stored["trees"][name]["leaves"], stored["trees"][name]["depth"],
+        )  # fmt: skip
+        assert f"{one.evaluation.accuracy:6.2f} %" in printed
+    (tmp_path / "file").write_text("")
+    for wrong, message in {
+        ("--method", "oc2"): "did you mean 'oc1'",
+        ("--max-depth", "0"): "max_depth must be >= 1, got 0",
+        ("--impurity", "gini"): "impurity",
+        ("--data", "mnistt"): "mnist",
+        ("--out", str(tmp_path / "file")): "is a file",
+        ("--seed", "-1"): "seed must be >= 0, got -1",
+    }.items():
+        assert run(["nbdt", "baselines", str(tmp_path / "run"), *wrong]) == 2
+        assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("method", ["info-gain", "oc1"])
