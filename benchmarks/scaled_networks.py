@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def small_image_network(name: str, width: float, *, num_classes: int, in_channel
     return network
 
 
+@cache  # a second or more: it builds and counts a dozen networks
 def scaled_to(name: str, flops: float, *, num_classes: int, in_channels: int, resolution: int) -> Scaled | None:
     """The one with the most FLOPs inside a budget, over widths in steps of 0.05 and the two largest resolutions.
 

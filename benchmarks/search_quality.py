@@ -11,80 +11,54 @@ among the random ones, 1 for the best, by seed.
 Ranking: every supergraph at its end scores all random networks by sliced weights with recalibrated batch norms;
 search_quality_DATA_ranking.csv has the rank correlations with their accuracies when trained alone.
 
-Every search and training is kept below `--work`; started again, the script goes on where it was.
+Every finished search and training is a line of search_quality_DATA_pieces.jsonl beside the tables: started again, the script
+goes on with what is missing, on another machine too; pieces under way are kept below `--work`. With ``--minutes`` nothing new
+is started after so long. The tables are written when all pieces are there.
 
     python -m benchmarks.search_quality --data digits
     python -m benchmarks.search_quality --data cifar10 --data-dir DIR
 """
 
 import json
+import math
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 from scipy import stats
-from torch import nn
-from torch.optim.swa_utils import update_bn
 
 import nas
-from benchmarks.scaled_networks import BASELINES, Scaled, scaled_to, small_image_network
+from benchmarks.ledger import Ledger
+from benchmarks.scaled_networks import BASELINES, scaled_to
+from benchmarks.search_quality_pieces import (
+    SEARCHED,
+    SEARCHES,
+    Case,
+    Contender,
+    Key,
+    ranking_key,
+    run_search,
+    run_training,
+    search_key,
+    training_key,
+)
 from benchmarks.tables import parser, write_table
 from nas.process import tune_process
-from nas.searching import search
-from recipes.checkpoint import load_latest_checkpoint
-from recipes.datasets import Dataset, load_dataset
-from recipes.evaluation import evaluate
-from recipes.recipe import Recipe, load_recipe
-from recipes.run_folder import CHECKPOINT, METRICS, RunFolder
-from recipes.sources import Source, split_indices
-from recipes.trainer import fit
+from recipes.datasets import load_dataset
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
 from search_spaces.limits import Limit, parse_quantity
-from search_spaces.network import build
 from search_spaces.sampling import rows_within
-from search_spaces.seeding import numpy_rng, stream_seed
-from search_spaces.serialisation import read_json, write_json
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
-from supernets.derive import sliced_network
-from supernets.result import RESULT, read_result
-from supernets.supergraph import Supergraph
 
-RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared.
-SEARCHES: dict[str, dict[str, Any]] = {"searched": {}, "two sampled": {"sample": "two"}, "blind": {"alpha_loss": False}}
 RANDOM = "random"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """What is searched and how networks are trained afterwards: the compute allowance, the same for all.
-
-    Attributes:
-        data: name of the data set.
-        space: that is searched.
-        budgets: upper limits of FLOPs.
-        search: changes to the data set's search settings.
-        recipe: name of the recipe that trains all.
-        epochs: of a training.
-        images: training images of a training; None: all.
-    """
-
-    data: str
-    space: str
-    budgets: tuple[str, ...]
-    search: Mapping[str, Any]
-    recipe: str
-    epochs: int
-    images: int | None
-
+Job = tuple[Callable[..., list[tuple[Key, Any]]], tuple[Any, ...]]
 
 CASES = {
     "digits": Case(
@@ -96,103 +70,6 @@ CASES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contender:
-    """A network to train.
-
-    Attributes:
-        kind: name of a search, `RANDOM`, or of a scaled network.
-        name: of its results, unique in a case.
-        budget: it was made for.
-        seeds: of its trainings; a searched network has its own alone.
-        network: an architecture as JSON, or a scaled network.
-        cost: exact.
-        resolution: side of its images in pixels.
-    """
-
-    kind: str
-    name: str
-    budget: str
-    seeds: tuple[int, ...]
-    network: Architecture | Scaled
-    cost: Cost
-    resolution: int
-
-
-# One search or training, in a process of its own ---------------------------------------------------------------------------
-
-
-def run_search(case: Case, kind: str, budget: str, seed: int, folder: Path, data_dir: Path | None) -> None:
-    """A search, or what is left of it."""
-    torch.set_num_threads(1)
-    search(
-        case.space, case.data, flops=budget, out=folder, data_dir=data_dir, resume=True, seed=seed,
-        **{**case.search, **SEARCHES[kind]},
-    )  # fmt: skip
-
-
-def run_training(
-    contender: Contender, recipe: Recipe, case: Case, seed: int, folder: Path, data_dir: Path | None
-) -> None:
-    """A training, or what is left of it; `RESULT` in its folder is written at the end."""
-    torch.set_num_threads(1)
-    dataset = load_dataset(case.data, data_dir)
-    network = _built(contender.network, dataset, stream_seed(seed, "weights"))
-    config = {"network": contender.name, "budget": contender.budget, "epochs": case.epochs, "images": case.images}
-    with RunFolder(folder, config, seed=seed, resume=True) as run:
-        result = fit(
-            network, training_images(dataset.train, case.images), dataset.test, recipe, resolution=contender.resolution,
-            seed=seed, run=run, resume=True,
-        )  # fmt: skip
-        assert result.evaluation is not None
-        seconds = sum(row["seconds"] for row in result.history)
-        write_json(run.path / RESULT, {"accuracy": result.evaluation.accuracy, "seconds": seconds})
-        run.checkpoint.unlink(missing_ok=True)
-
-
-def training_images(train: Source, images: int | None) -> Source:
-    """The same part of the training images for all, each class in proportion."""
-    if images is None or images >= len(train):
-        return train
-    return train.subset(split_indices(train.labels, images / len(train), numpy_rng(0, "search quality"))[0])
-
-
-def _built(network: Architecture | Scaled, dataset: Dataset, seed: int) -> nn.Module:
-    classes, channels = dataset.num_classes, dataset.in_channels
-    if isinstance(network, Architecture):
-        return build(network, classes, channels, seed=seed)
-    return small_image_network(network.name, network.width, num_classes=classes, in_channels=channels, seed=seed)
-
-
-def run_ranking(case: Case, folder: Path, rows: Sequence[Sequence[int]], data_dir: Path | None) -> list[float]:
-    """Test accuracy in percent of every row's network with the weights of a finished search, batch norms recalibrated."""
-    torch.set_num_threads(1)
-    space, dataset = nas.load_space(case.space), load_dataset(case.data, data_dir)
-    supergraph = Supergraph(space, dataset.num_classes, dataset.in_channels)
-    supergraph.load_state_dict(load_latest_checkpoint(folder / CHECKPOINT)["supergraph"])
-    accuracies = []
-    for row in rows:
-        network = sliced_network(supergraph, row)
-        recalibrate(network, dataset.train, space.decode(row).resolution)
-        accuracies.append(evaluate(network, dataset.test, resolution=space.decode(row).resolution).accuracy)
-    return accuracies
-
-
-def recalibrate(network: nn.Module, train: Source, resolution: int) -> None:
-    """Batch norms take the mean statistics of some training images, without augmentation.
-
-    Args:
-        network: changed in place; its mode is left as found.
-        train: where images come from; the same ones for every network.
-        resolution: side of the images in pixels.
-    """
-    chosen = train.subset(numpy_rng(0, "recalibration").permutation(len(train))[:RECALIBRATION_IMAGES])
-    update_bn(chosen.batches(RECALIBRATION_BATCH, resolution=resolution), network)
-
-
-# The study ----------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A case, its seeds, and where its results are kept."""
@@ -200,48 +77,52 @@ class Study:
     case: Case
     seeds: tuple[int, ...]
     randoms: int
+    ledger: Ledger
     work: Path
     data_dir: Path | None
     processes: int
 
-    def search_folder(self, kind: str, budget: str, seed: int) -> Path:
-        """Run folder of a search."""
-        return self.work / "searches" / f"{kind.replace(' ', '-')}-{budget}-seed{seed}"
+    def run(self, minutes: float = math.inf) -> bool:
+        """Search and train what is missing; whether all is there now.
 
-    def training_folder(self, contender: Contender, seed: int) -> Path:
-        """Run folder of a training."""
-        return self.work / "trainings" / f"{contender.name}-seed{seed}"
+        Args:
+            minutes: after which nothing new is started.
+        """
+        until = time.monotonic() + 60 * minutes
+        fixed = [contender for budget in self.case.budgets for contender in self.fixed_contenders(budget)]
+        self._do("searches", self._searches(), until)
+        if self._searches():
+            return False
+        found = [contender for budget in self.case.budgets for contender in self.found_contenders(budget)]
+        self._do("trainings", self._trainings([*found, *fixed]), until)
+        return not self._trainings([*found, *fixed])
 
-    def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Lines of the three tables: networks, budgets, rankings."""
-        self.search_all()
-        contenders = [contender for budget in self.case.budgets for contender in self.contenders(budget)]
-        self.train_all(contenders)
+    def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Lines of the three tables, of a study that is done: networks, budgets, rankings."""
+        contenders = [
+            contender
+            for budget in self.case.budgets
+            for contender in (*self.found_contenders(budget), *self.fixed_contenders(budget))
+        ]
         networks = [self._line(contender) for contender in contenders]
-        summary = [self._summary(budget, networks) for budget in self.case.budgets]
+        summary = [summary_of(budget, networks, self.seeds) for budget in self.case.budgets]
         return networks, summary, self._rankings(networks)
 
-    def search_all(self) -> None:
-        """All searches that are not finished."""
-        jobs = [
-            (run_search, self.case, kind, budget, seed, folder, self.data_dir)
-            for kind in SEARCHES
-            for budget in self.case.budgets
-            for seed in self.seeds
-            for folder in [self.search_folder(kind, budget, seed)]
-            if not (folder / RESULT).is_file()
-        ]
-        self._do("search", jobs)
-
-    def contenders(self, budget: str) -> list[Contender]:
-        """All networks of a budget."""
-        case, (space, counting) = self.case, self._space()
+    def found_contenders(self, budget: str) -> list[Contender]:
+        """The networks that searches found."""
         made = []
         for kind in SEARCHES:
             for seed in self.seeds:
-                found = read_result(self.search_folder(kind, budget, seed))
+                found = self.ledger[search_key(self.case, kind, budget, seed)]
                 name = f"{kind.replace(' ', '-')}-{budget}-{seed}"
-                made.append(_of_space(kind, name, budget, (seed,), found.architecture, found.cost))
+                architecture = Architecture.from_json(found["architecture"])
+                made.append(_of_space(kind, name, budget, (seed,), architecture, Cost(**found["cost"])))
+        return made
+
+    def fixed_contenders(self, budget: str) -> list[Contender]:
+        """Random networks of the space, and scaled ones."""
+        made = []
+        space, counting = self._space()
         tables = SpaceTables(space, **counting)
         for index, row in enumerate(self.random_rows(budget)):
             cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))
@@ -251,7 +132,7 @@ class Study:
             side = int(max(space.resolution.options))
             scaled = scaled_to(name, parse_quantity(budget), resolution=side, **counting)
             if scaled is None:
-                print(f"{case.data}: no {name} is as small as {budget}")
+                print(f"{self.case.data}: no {name} is as small as {budget}")
                 continue
             made.append(
                 Contender(
@@ -269,38 +150,66 @@ class Study:
         rows = rows_within(space, self.randoms, limits, tables=SpaceTables(space, **counting), seed=self.seeds[0])
         return [[int(option) for option in row] for row in rows]
 
-    def train_all(self, contenders: Sequence[Contender]) -> None:
-        """All trainings that are not finished."""
-        recipe: Recipe = load_recipe(self.case.recipe).with_epochs(self.case.epochs)
-        jobs = [
-            (run_training, contender, recipe, self.case, seed, folder, self.data_dir)
-            for contender in contenders
-            for seed in contender.seeds
-            for folder in [self.training_folder(contender, seed)]
-            if not (folder / RESULT).is_file()
-        ]
-        self._do("training", jobs)
+    def all_random_rows(self) -> list[list[int]]:
+        """Those of every budget, in order."""
+        return [row for budget in self.case.budgets for row in self.random_rows(budget)]
+
+    def _searches(self) -> list[Job]:
+        """All searches that are not finished."""
+        rows = self.all_random_rows()
+        jobs: list[Job] = []
+        for seed in self.seeds:
+            for budget in self.case.budgets:
+                for kind in SEARCHES:
+                    folder = self.work / "searches" / f"{kind.replace(' ', '-')}-{budget}-seed{seed}"
+                    done = search_key(self.case, kind, budget, seed) in self.ledger
+                    if kind == SEARCHED:
+                        done = done and ranking_key(self.case, budget, seed, rows) in self.ledger
+                    if not done:
+                        jobs.append((run_search, (self.case, kind, budget, seed, rows, folder, self.data_dir)))
+        return jobs
+
+    def _trainings(self, contenders: Sequence[Contender]) -> list[Job]:
+        """All trainings that are not finished; networks that were found twice are trained once."""
+        jobs: dict[str, Job] = {}
+        for contender in contenders:
+            for seed in contender.seeds:
+                key = training_key(self.case, contender, seed)
+                if key not in self.ledger:
+                    folder = self.work / "trainings" / f"{contender.name}-seed{seed}"
+                    jobs.setdefault(
+                        json.dumps(key), (run_training, (self.case, contender, seed, folder, self.data_dir))
+                    )
+        return list(jobs.values())
 
     def _space(self) -> tuple[SearchSpace, dict[str, int]]:
         dataset = load_dataset(self.case.data, self.data_dir)
         counting = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels}
         return nas.load_space(self.case.space), counting
 
-    def _do(self, what: str, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run functions with their arguments in processes of their own; results in the order of the jobs."""
+    def _do(self, what: str, jobs: Sequence[Job], until: float) -> None:
+        """Run jobs in processes of their own, as many as there are at a time, and keep what they give."""
         tune_process()
-        results: dict[int, Any] = {}
+        waiting, running, done = list(jobs), set[Future[Any]](), 0
+        print(f"{len(jobs)} {what} to do", flush=True)
         with ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(*job): index for index, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                print(f"{what} {len(results)} of {len(jobs)} done", flush=True)
-        return [results[index] for index in range(len(jobs))]
+            while running or (waiting and time.monotonic() < until):
+                while waiting and len(running) < self.processes and time.monotonic() < until:
+                    function, given = waiting.pop(0)
+                    running.add(pool.submit(function, *given))
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    for key, value in future.result():
+                        self.ledger.add(key, value)
+                    done += 1
+                    print(f"{done} of {len(jobs)} {what} done", flush=True)
 
     def _line(self, contender: Contender) -> dict[str, Any]:
-        results = [read_json(self.training_folder(contender, seed) / RESULT) for seed in contender.seeds]
+        results = [self.ledger[training_key(self.case, contender, seed)] for seed in contender.seeds]
         accuracies = [float(result["accuracy"]) for result in results]
-        spent = self._search_seconds(contender) if contender.kind in SEARCHES else 0.0
+        spent = 0.0
+        if contender.kind in SEARCHES:
+            spent = self.ledger[search_key(self.case, contender.kind, contender.budget, contender.seeds[0])]["seconds"]
         return {
             "budget": contender.budget, "kind": contender.kind, "name": contender.name, "flops": contender.cost.flops,
             "params": contender.cost.params, "resolution": contender.resolution,
@@ -310,46 +219,41 @@ class Study:
             "epochs": self.case.epochs, "images": self.case.images or "all",
         }  # fmt: skip
 
-    def _search_seconds(self, contender: Contender) -> float:
-        folder = self.search_folder(contender.kind, contender.budget, contender.seeds[0])
-        return float(pd.read_csv(folder / METRICS)["seconds"].sum())
-
-    def _summary(self, budget: str, networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        here = [line for line in networks if line["budget"] == budget]
-        by_kind = {kind: by_seed(here, kind, self.seeds) for kind in dict.fromkeys(line["kind"] for line in here)}
-        searched = by_kind["searched"].mean(axis=0)
-        randoms = by_kind[RANDOM]
-        line: dict[str, Any] = {"budget": budget, "seeds": json.dumps(self.seeds), "searched": searched.mean()}
-        line["searched_std"] = searched.std(ddof=1) if len(searched) > 1 else 0.0
-        line["rank"] = json.dumps([1 + int((randoms[:, i] > value).sum()) for i, value in enumerate(searched)])
-        line["of"] = len(randoms) + 1
-        line["best_random"] = randoms.mean(axis=1).max()
-        for kind, found in by_kind.items():
-            if kind != "searched":
-                gains = searched - found.mean(axis=0)
-                line |= {kind: found.mean(), f"gain_over_{kind}": gains.mean(), f"gain_over_{kind}_se": _error(gains)}
-        return line
-
     def _rankings(self, networks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """A line a supergraph of a plain search: does it rank all random networks as training alone does?"""
-        rows = [row for budget in self.case.budgets for row in self.random_rows(budget)]
+        rows = self.all_random_rows()
         alone = [line["accuracy_mean"] for line in networks if line["kind"] == RANDOM]
         budgets = [line["budget"] for line in networks if line["kind"] == RANDOM]
-        chosen = [(budget, seed) for budget in self.case.budgets for seed in self.seeds]
-        jobs = []
-        for budget, seed in chosen:
-            folder = self.search_folder("searched", budget, seed)
-            jobs.append((run_ranking, self.case, folder, rows, self.data_dir))
         lines = []
-        for (budget, seed), scores in zip(chosen, self._do("ranking", jobs), strict=True):
+        for budget in self.case.budgets:
             own = [index for index, of in enumerate(budgets) if of == budget]
-            lines.append({
-                "supergraph_of": budget, "seed": seed, "networks": len(rows), **correlations(scores, alone),
-                **{f"own_budget_{name}": value for name, value in correlations(
-                    [scores[i] for i in own], [alone[i] for i in own]).items()},
-                "supergraph_accuracy_mean": np.mean(scores), "alone_accuracy_mean": np.mean(alone),
-            })  # fmt: skip
+            for seed in self.seeds:
+                scores = self.ledger[ranking_key(self.case, budget, seed, rows)]
+                lines.append({
+                    "supergraph_of": budget, "seed": seed, "networks": len(rows), **correlations(scores, alone),
+                    **{f"own_budget_{name}": value for name, value in correlations(
+                        [scores[i] for i in own], [alone[i] for i in own]).items()},
+                    "supergraph_accuracy_mean": np.mean(scores), "alone_accuracy_mean": np.mean(alone),
+                })  # fmt: skip
         return lines
+
+
+def summary_of(budget: str, networks: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """The line of a budget; its lines of `networks` have every kind."""
+    here = [line for line in networks if line["budget"] == budget]
+    by_kind = {kind: by_seed(here, kind, seeds) for kind in dict.fromkeys(line["kind"] for line in here)}
+    searched = by_kind[SEARCHED].mean(axis=0)
+    randoms = by_kind[RANDOM]
+    line: dict[str, Any] = {"budget": budget, "seeds": json.dumps(seeds), "searched": searched.mean()}
+    line["searched_std"] = searched.std(ddof=1) if len(searched) > 1 else 0.0
+    line["rank"] = json.dumps([1 + int((randoms[:, i] > value).sum()) for i, value in enumerate(searched)])
+    line["of"] = len(randoms) + 1
+    line["best_random"] = randoms.mean(axis=1).max()
+    for kind, found in by_kind.items():
+        if kind != SEARCHED:
+            gains = searched - found.mean(axis=0)
+            line |= {kind: found.mean(), f"gain_over_{kind}": gains.mean(), f"gain_over_{kind}_se": _error(gains)}
+    return line
 
 
 def _of_space(
@@ -398,7 +302,8 @@ def main() -> None:
     options.add_argument("--search-epochs", type=int, default=None)
     options.add_argument("--search-images", type=int, default=None)
     options.add_argument("--processes", type=int, default=2)
-    options.add_argument("--work", type=Path, default=Path("runs/search_quality"))
+    options.add_argument("--minutes", type=float, default=math.inf, help="start nothing new after so long")
+    options.add_argument("--work", type=Path, default=Path("runs/search_quality"), help="of what is under way")
     arguments = options.parse_args()
     case = CASES[arguments.data]
     given = {"epochs": arguments.search_epochs, "images": arguments.search_images}
@@ -409,12 +314,15 @@ def main() -> None:
         epochs=arguments.epochs or case.epochs, images=arguments.images or case.images,
     )  # fmt: skip
     seeds = tuple(range(arguments.seed, arguments.seed + arguments.seeds))
+    ledger = Ledger(arguments.out / f"search_quality_{arguments.data}_pieces.jsonl")
     study = Study(
-        case=case, seeds=seeds, randoms=arguments.randoms, work=arguments.work / arguments.data,
+        case=case, seeds=seeds, randoms=arguments.randoms, ledger=ledger, work=arguments.work / arguments.data,
         data_dir=arguments.data_dir, processes=arguments.processes,
     )  # fmt: skip
-    networks, summary, rankings = study.run()
-    for lines, name in ((networks, ""), (summary, "_summary"), (rankings, "_ranking")):
+    if not study.run(arguments.minutes):
+        print(f"{len(ledger)} pieces are in {ledger.path}; the same command goes on")
+        return
+    for lines, name in zip(study.tables(), ("", "_summary", "_ranking"), strict=True):
         write_table(lines, arguments.out / f"search_quality_{arguments.data}{name}.csv")
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
-from benchmarks.search_quality import RANDOM, Case, Study, by_seed, correlations, recalibrate, training_images
+from benchmarks.search_quality import RANDOM, Study, by_seed, correlations, summary_of
+from benchmarks.search_quality_pieces import Case, recalibrate, training_images
 from recipes.sources import TensorSource
 from search_spaces.counting import fvcore_cost
 
+TINY = Path(__file__).parents[1] / "nas" / "tiny_space.yaml"
 COUNTING = {"num_classes": 10, "in_channels": 3}
 
 
@@ -73,12 +76,33 @@ def test_networks_by_seed() -> None:
     np.testing.assert_array_equal(by_seed(LINES, RANDOM, (0, 1)), [[71.0, 72.0], [65.0, 66.0]])
 
 
-def test_summary_of_a_budget(tmp_path: Path) -> None:
-    case = Case(data="digits", space="digits", budgets=("1M",), search={}, recipe="digits", epochs=1, images=None)
-    study = Study(case=case, seeds=(0, 1), randoms=2, work=tmp_path, data_dir=None, processes=1)
-    found = study._summary("1M", LINES)
+def test_summary_of_a_budget() -> None:
+    found = summary_of("1M", LINES, (0, 1))
     assert found["searched"] == 75.0 and found["rank"] == "[2, 1]" and found["of"] == 3
     assert found["gain_over_random"] == pytest.approx(((70 - 68) + (80 - 69)) / 2)
     assert found["gain_over_blind"] == pytest.approx((10 + 19) / 2)
     assert found["gain_over_blind_se"] == pytest.approx(4.5)
     assert found["best_random"] == 71.5
+
+
+def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None:
+    """Only the ledger is needed: with another work folder nothing is done twice, and the tables are the same."""
+    case = Case(
+        data="digits", space=str(TINY), budgets=("0.03M",), recipe="digits", epochs=1, images=40,
+        search={"epochs": 1, "images": 40, "batch_size": 16, "alpha_batch_size": 8},
+    )  # fmt: skip
+
+    def study(work: str) -> Study:
+        return Study(
+            case=case, seeds=(0,), randoms=2, ledger=Ledger(tmp_path / "pieces.jsonl"), work=tmp_path / work,
+            data_dir=None, processes=1,
+        )  # fmt: skip
+
+    assert not study("first").run(minutes=0)  # nothing may be started
+    assert study("first").run()
+    networks, summary, rankings = study("first").tables()
+    assert {line["kind"] for line in networks} >= {"searched", "two sampled", "blind", RANDOM}
+    assert all(line["flops"] <= 0.03e6 for line in networks)
+    assert summary[0]["of"] == 3 and rankings[0]["networks"] == 2
+    assert study("second").run() and not (tmp_path / "second").exists()
+    assert repr(study("second").tables()) == repr((networks, summary, rankings))  # NaN is not equal to itself
