@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
 from benchmarks.search_quality import RANDOM, Case, Study, by_seed, correlations, recalibrate, training_images
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.counting import fvcore_cost
 
 COUNTING = {"num_classes": 10, "in_channels": 3}

@@ -11,7 +11,7 @@ from torch import nn
 
 from recipes.distributed import process_group, ranks
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.limits import Limit
 from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace

@@ -15,7 +15,7 @@ from small_spaces import three_layers
 
 from recipes.checkpoint import load_checkpoint
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.cost import cost
 from search_spaces.errors import Stopped, UserError
 from search_spaces.limits import Limit
