@@ -17,7 +17,8 @@ from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
 from supernets.budget import Budget
 from supernets.config import SearchConfig
-from supernets.search import Searching, SearchState, search
+from supernets.progress import SearchState
+from supernets.search import Searching, search
 from supernets.supergraph import Supergraph
 
 SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 24, "alpha_batch_size": 12, "lr": 0.05}
