@@ -17,7 +17,7 @@ import torch
 from benchmarks.tables import parser, write_table
 from nas.loading import load_space
 from nas.process import tune_process
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.limits import Limit
 from search_spaces.network import build
 from supernets.budget import Budget

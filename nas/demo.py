@@ -19,7 +19,7 @@ from search_spaces.serialisation import require
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import preset
-from supernets.search import SearchCallback
+from supernets.progress import SearchCallback
 
 SPACE = DATA = "digits"
 RANDOM_NETWORKS = 3
@@ -65,7 +65,7 @@ def demo(
         seed: of the search, the draws and all trainings.
         epochs: of the search; None for the preset.
         train_epochs: of each training; None for the recipe's.
-        search_callbacks: see `supernets.search.SearchCallback`.
+        search_callbacks: see `supernets.progress.SearchCallback`.
         train_callbacks: see `recipes.trainer.Callback`.
         log: told what happens.
 

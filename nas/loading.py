@@ -190,6 +190,13 @@ def load_model(source: str | Path) -> TrainedModel:
     return TrainedModel(design=design, network=network.eval(), facts=facts)
 
 
+def trained_folder(model: str | Path) -> Path:
+    """The folder that holds model.pt: the one given, or that of the training inside a `nas demo` folder."""
+    path = Path(model)
+    inside = path / "train"
+    return inside if not (path / MODEL).is_file() and (inside / MODEL).is_file() else path
+
+
 def _short(value: object) -> str:
     """A value for an error message, on one line and not too long."""
     text = " ".join(repr(value).split())

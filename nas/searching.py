@@ -20,8 +20,8 @@ from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
+from supernets.progress import SearchCallback
 from supernets.result import SearchResult
-from supernets.search import SearchCallback
 from supernets.search import search as search_supergraph
 
 

@@ -18,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from recipes.sources import FolderSource, Source, TensorSource, resize_images, split_indices
+from recipes.folder_source import FolderSource
+from recipes.pixels import resize_images
+from recipes.sources import Source, split_indices
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError, closest
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require

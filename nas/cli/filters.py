@@ -53,8 +53,8 @@ Table = Annotated[Path | None, typer.Option("--out", help="CSV file for the whol
 def layers_command(model: Model, pretrained: Weights = None) -> None:
     """The convolutions by name, and whether their filters can be removed."""
     from nas.exporting.source import load_source
+    from nas.loading import trained_folder
     from nas.trees.filters.channels import convolutions, filter_group
-    from nas.trees.wrapping import trained_folder
     from search_spaces.errors import UserError
 
     folder = trained_folder(model)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from nas.exporting.source import ExportSource
 from recipes.datasets import DIGITS_MEAN, DIGITS_STD, DOWNLOADS, FOLDER_PREFIX, Dataset, load_dataset
-from recipes.sources import IMAGENET_MEAN, IMAGENET_STD, Source, TensorSource, resize_images
+from recipes.pixels import IMAGENET_MEAN, IMAGENET_STD, resize_images
+from recipes.sources import Source
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 from search_spaces.seeding import numpy_rng
 from search_spaces.serialisation import require

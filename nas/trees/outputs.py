@@ -91,7 +91,6 @@ def tree_outputs(
         data_dir=data_dir,
         device=device,
     )
-    side = resolution or found.resolution
     images = found.dataset
     if unseen is not None:
         images = unseen if isinstance(unseen, Dataset) else load_dataset(unseen, data_dir)
@@ -101,10 +100,11 @@ def tree_outputs(
     logits, labels = network_outputs(
         found.model.model,
         source,
-        resolution=side,
+        resolution=found.resolution,
         device=device,
         prepared_as=None if unseen is None else found.dataset.test,
     )
     return TreeOutputs(
-        model=found.model, logits=logits, labels=labels, class_names=images.class_names, source=source, resolution=side
-    )
+        model=found.model, logits=logits, labels=labels, class_names=images.class_names, source=source,
+        resolution=found.resolution,
+    )  # fmt: skip

@@ -15,7 +15,8 @@ from nas.trees.hierarchy import Ints
 from nas.trees.nbdt import NBDT
 from nas.trees.page import DecidedImage, png
 from recipes.datasets import Dataset
-from recipes.sources import Source, resize_images
+from recipes.pixels import resize_images
+from recipes.sources import Source
 from search_spaces.serialisation import require
 
 THUMBNAILS = 4  # of each class by default

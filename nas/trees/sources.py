@@ -1,15 +1,15 @@
-"""A trained classifier with its data, by name: what analyses of its insides start from."""
+"""A trained classifier with its data, by name: what trees over it and analyses of its insides start from."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from nas.designs import Design
 from nas.exporting.source import load_source
-from nas.loading import TrainedModel
-from nas.trees.wrapping import trained_folder
+from nas.loading import TrainedModel, trained_folder
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import evaluation_mode
 from recipes.trainer import checked_device
@@ -60,7 +60,7 @@ def load_classifier(
     where = checked_device(device)
     design: Design | None = None
     if isinstance(model, nn.Module):
-        require(data is not None, "a module needs data to be looked at with")
+        require(data is not None, "a module needs data: the name of a data set, or a Dataset")
         dataset = _dataset(data, data_dir)
         network, side = model, dataset.resolution
     elif pretrained is not None:
@@ -105,7 +105,7 @@ def _check_outputs(network: nn.Module, dataset: Dataset, resolution: int, device
         require(
             bool((source.labels != source.labels[0]).any()), f"the {name} images of {dataset.name} are all of one class"
         )
-    images, _ = next(dataset.test.batches(1, resolution=resolution))
+    images, _ = next(dataset.test.subset(np.arange(1)).batches(1, resolution=resolution))  # no others are decoded
     with evaluation_mode(network), torch.no_grad():
         try:
             out = network(images.to(device))

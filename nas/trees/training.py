@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from nas.designs import Design
-from nas.loading import load_model
+from nas.loading import load_model, trained_folder
 from nas.training import TrainResult, default_recipe, train
 from nas.trees.hierarchy import Hierarchy
 from nas.trees.losses import BETA, OMEGA, Form, MidTrainingTrees, TreeSupervision, Weight
-from nas.trees.wrapping import TREE, trained_folder, tree_of
+from nas.trees.wrapping import TREE, tree_of
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
 from recipes.recipe import Recipe, load_recipe

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.exporting.source import load_source
-from nas.loading import MODEL, TrainedModel
+from nas.loading import TrainedModel, trained_folder
 from nas.trees.analyses import confusion, path_frequencies
 from nas.trees.hierarchy import Hierarchy, Ints
 from nas.trees.induced import METHODS, flat_hierarchy, model_hierarchy, random_hierarchy
@@ -17,12 +16,12 @@ from nas.trees.nbdt import NBDT
 from nas.trees.page import hierarchy_page
 from nas.trees.pictures import THUMBNAILS, PageImages, page_images
 from nas.trees.rules import RULES
+from nas.trees.sources import load_classifier
 from nas.trees.split_hierarchies import SPLIT_METHODS, model_split_hierarchy
 from nas.trees.wordnet import class_synsets, name_nodes, wordnet_hierarchy
-from recipes.datasets import Dataset, load_dataset
+from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, network_outputs
 from recipes.sources import Source
-from recipes.trainer import checked_device
 from search_spaces.errors import UserError, closest
 from search_spaces.serialisation import require, write_json, write_text_atomic
 
@@ -103,7 +102,7 @@ def nbdt(
         data_dir=data_dir,
         device=device,
     )
-    wrapped, dataset, side = found.model, found.dataset, resolution or found.resolution
+    wrapped, dataset, side = found.model, found.dataset, found.resolution
     logits, labels = network_outputs(wrapped.model, dataset.test, resolution=side, batch_size=BATCH, device=device)
     evaluations, predictions = compare_outputs(wrapped.hierarchy, logits, labels)
     result = NBDTResult(
@@ -122,7 +121,7 @@ class LoadedTree:
     Attributes:
         model: the tree with soft inference, in eval mode, on its device.
         dataset: whose classes are the tree's.
-        resolution: side of the images that the network was trained on, in pixels.
+        resolution: side of the images in pixels.
     """
 
     model: NBDT
@@ -143,25 +142,19 @@ def load_tree(
     data_dir: str | Path | None = None,
     device: str = "cpu",
 ) -> LoadedTree:
-    """The tree that `nbdt` evaluates; arguments and errors are its."""
-    where = checked_device(device)
-    if isinstance(model, nn.Module):
-        require(data is not None, "a module needs data to be evaluated on")
-        dataset = _dataset(data or "", data_dir)
-        network, side = model.eval(), dataset.resolution
-    else:
-        network, dataset, side = _from_source(model, data, pretrained, data_dir)
-    network = network.to(where)
+    """The tree that `nbdt` evaluates; arguments and errors are its, and those of `load_classifier`."""
+    found = load_classifier(model, data, pretrained=pretrained, resolution=resolution, data_dir=data_dir, device=device)
     if tree is None:
         stored = None if isinstance(model, (nn.Module, TrainedModel)) else trained_folder(model) / TREE
         tree = stored if stored is not None and stored.is_file() else METHODS[0]
     hierarchy = tree_of(
-        tree, dataset.class_names, network, head=head, seed=seed,
-        source=dataset.train, resolution=resolution or side, device=where,
+        tree, found.dataset.class_names, found.network, head=head, seed=seed,
+        source=found.dataset.train, resolution=found.resolution, device=device,
     )  # fmt: skip
     if names and not any(hierarchy.names):
         hierarchy = named(hierarchy)
-    return LoadedTree(model=NBDT(network, hierarchy).eval(), dataset=dataset, resolution=side)
+    wrapped = NBDT(found.network, hierarchy).eval()
+    return LoadedTree(model=wrapped, dataset=found.dataset, resolution=found.resolution)
 
 
 def tree_of(
@@ -283,13 +276,6 @@ def compare_outputs(hierarchy: Hierarchy, logits: Tensor, labels: Tensor) -> tup
     return evaluations, confusion(labels, predicted, leaves, leaves)
 
 
-def trained_folder(model: str | Path) -> Path:
-    """The folder that holds model.pt: the one given, or that of the training inside a `nas demo` folder."""
-    path = Path(model)
-    inside = path / "train"
-    return inside if not (path / MODEL).is_file() and (inside / MODEL).is_file() else path
-
-
 def default_out(model: str | Path) -> Path:
     """Where the tree of a trained network goes: the folder ``nbdt`` in its run folder."""
     path = trained_folder(model)
@@ -297,43 +283,6 @@ def default_out(model: str | Path) -> Path:
         path.exists(), f"{path} is no run folder of nas train; a network given by name needs --pretrained and --out"
     )
     return (path if path.is_dir() else path.parent) / FOLDER
-
-
-def _dataset(data: str | Dataset, data_dir: str | Path | None) -> Dataset:
-    return data if isinstance(data, Dataset) else load_dataset(data, data_dir)
-
-
-def _from_source(
-    model: str | Path | TrainedModel,
-    data: str | Dataset | None,
-    pretrained: str | Path | None,
-    data_dir: str | Path | None,
-) -> tuple[nn.Module, Dataset, int]:
-    """Network, data and side of the images of a trained network, or of one by name with its weights."""
-    if pretrained is not None:
-        require(data is not None, "a network given by name needs data")
-        dataset = _dataset(data or "", data_dir)
-        found = load_source(
-            str(model), pretrained=pretrained, num_classes=dataset.num_classes, in_channels=dataset.in_channels
-        )
-    else:
-        found = load_source(model if isinstance(model, TrainedModel) else _text(model))
-        require(
-            not found.fresh, f"{model} has no trained weights; give them (pretrained), or a run folder of nas train"
-        )
-        require(data is not None or found.data is not None, f"{model} does not say what it was trained on; give data")
-        dataset = _dataset(data or found.data or "", data_dir)
-    has, wanted = (found.num_classes, found.in_channels), (dataset.num_classes, dataset.in_channels)
-    require(
-        has == wanted,
-        f"the network has {has[0]} classes and {has[1]} channels, {dataset.name} has {wanted[0]} and {wanted[1]}",
-    )
-    return found.network, dataset, found.resolution
-
-
-def _text(model: str | Path) -> str:
-    folder = trained_folder(model)
-    return str(folder) if folder.exists() else str(model)
 
 
 def _write(folder: Path, result: NBDTResult, data: str, shown: PageImages) -> None:

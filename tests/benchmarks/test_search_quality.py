@@ -12,7 +12,7 @@ from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
 from benchmarks.search_quality import RANDOM, Study, by_seed, correlations, summary_of
 from benchmarks.search_quality_pieces import Case, recalibrate, training_images
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.counting import fvcore_cost
 
 TINY = Path(__file__).parents[1] / "nas" / "tiny_space.yaml"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from recipes import datasets
 from recipes.datasets import DATASETS, DOWNLOADS, IDX_FILES, load_dataset, resolve_data_dir
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
 Arrays = dict[str, npt.NDArray[np.uint8]]

@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from recipes import sources
-from recipes.sources import FolderSource, Source, TensorSource, crop_and_flip, resize_images, split_indices
+from recipes.folder_source import FolderSource
+from recipes.pixels import crop_and_flip, resize_images
+from recipes.sources import Source, split_indices
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
@@ -141,7 +143,7 @@ def test_resize_is_the_float_resize_rounded(side: int, channels: int) -> None:
 def test_resizing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(7, 8)
     whole = resize_images(images, 5)
-    monkeypatch.setattr(sources, "RESIZE_CHUNK", 3)
+    monkeypatch.setattr("recipes.pixels.RESIZE_CHUNK", 3)
     assert torch.equal(resize_images(images, 5), whole)
 
 
@@ -152,7 +154,7 @@ def test_resized_images_are_cached_shared_by_subsets_and_limited(monkeypatch: py
         calls.append(resolution)
         return resize_images(images, resolution)
 
-    monkeypatch.setattr(sources, "resize_images", counted)
+    monkeypatch.setattr("recipes.tensor_source.resize_images", counted)
     source = tensor_source()
     part = source.subset(np.array([3, 1, 20]))
     whole, _ = epoch(source.batches(8, resolution=6))
@@ -378,13 +380,13 @@ def test_a_bug_in_a_transform_is_not_called_a_bad_image(folder: Path, monkeypatc
     def broken(image: Image.Image) -> Image.Image:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(sources, "_transform", lambda *arguments: broken)
+    monkeypatch.setattr("recipes.folder_source._transform", lambda *arguments: broken)
     with pytest.raises(RuntimeError, match="a bug"):
         list(FolderSource(folder, workers=0).batches(3, resolution=8))
 
 
 def test_a_reading_process_that_dies_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_transform", lambda *arguments: lambda image: os._exit(1))
+    monkeypatch.setattr("recipes.folder_source._transform", lambda *arguments: lambda image: os._exit(1))
     with pytest.raises(UserError, match="try fewer workers") as caught:
         list(FolderSource(folder, workers=1).batches(3, resolution=8))
     assert "\n" not in str(caught.value)

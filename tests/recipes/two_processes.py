@@ -10,7 +10,7 @@ from torch import nn
 from recipes.distributed import process_group, ranks
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from recipes.trainer import FitResult, TrainState, fit
 
 RECIPE = Recipe(

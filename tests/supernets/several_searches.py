@@ -11,13 +11,14 @@ from torch import nn
 
 from recipes.distributed import process_group, ranks
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.limits import Limit
 from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
 from supernets.budget import Budget
 from supernets.config import SearchConfig
-from supernets.search import Searching, SearchState, search
+from supernets.progress import SearchState
+from supernets.search import Searching, search
 from supernets.supergraph import Supergraph
 
 SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 24, "alpha_batch_size": 12, "lr": 0.05}

@@ -15,15 +15,16 @@ from small_spaces import three_layers
 
 from recipes.checkpoint import load_checkpoint
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.cost import cost
 from search_spaces.errors import Stopped, UserError
 from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
+from supernets.progress import Partial, SearchState
 from supernets.result import SearchResult, read_result
-from supernets.search import SearchState, _Partial, search
+from supernets.search import Searching, search
 
 
 def images(n: int = 120) -> TensorSource:
@@ -154,8 +155,6 @@ def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None
 
 
 def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
-    from supernets.search import Searching
-
     settings = config(warmup=0.0)
     searching = Searching(
         three_layers(), images(), Budget("flops", Limit(high=1e5)), settings, num_classes=4, in_channels=3,
@@ -165,7 +164,7 @@ def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
 
     def changed(phase: str) -> set[bool]:
         before = {name: value.detach().clone() for name, value in parameters.items()}
-        searching.partial = _Partial(phase=phase)
+        searching.learned.partial = Partial(phase=phase)
         searching._phase(None, [], 0.0)
         return {name == "alpha" for name, value in parameters.items() if not torch.equal(before[name], value)}
 

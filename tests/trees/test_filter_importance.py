@@ -17,7 +17,7 @@ from nas.trees.filters.importance import (
     tree_depth,
     weight_norms,
 )
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
 

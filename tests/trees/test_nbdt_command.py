@@ -1,6 +1,8 @@
 """`nas nbdt`: from a trained network to a tree on disk, and training for a tree."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,29 @@ def test_a_tree_of_other_classes_is_refused(trained: Path, tmp_path: Path) -> No
         nas.nbdt(trained, tree=tmp_path / "t.json")
     with pytest.raises(UserError, match="first 'a' and '0'"):
         nas.nbdt(trained, tree=Hierarchy.load(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("call", [nas.nbdt, nas.tree_outputs])
+def test_networks_and_data_that_do_not_fit_are_refused(call: Callable[..., object], trained: Path) -> None:
+    """As analyses of filters refuse them: all go through `load_classifier`."""
+    network, digits = nas.load_model(trained).network, nas.load_dataset("digits")
+    ones = np.flatnonzero(digits.test.labels.numpy() == 1)
+    empty = np.array([], dtype=np.int64)
+    for words, given in {
+        "a module needs data": (network, None),
+        "the test images of digits are all of one class": (trained, replace(digits, test=digits.test.subset(ones))),
+        "digits has no training images": (trained, replace(digits, train=digits.train.subset(empty))),
+        "the network does not take images of shape": (nn.Conv2d(3, 10, 3), digits),
+        r"one output for each of the 10 classes.*gives \(1, 3\)": (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), digits),
+        "the network has 10 classes and 1 channels, digits has 9 and 1": (
+            trained, replace(digits, num_classes=9, class_names=digits.class_names[:9]),
+        ),
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=words) as caught:
+            call(*given)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"resolution must be in 1\.\.\d+, got 0"):
+        call(trained, resolution=0)
 
 
 def test_a_folder_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

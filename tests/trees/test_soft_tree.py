@@ -22,7 +22,7 @@ from nas.trees.soft.tree import (
     node_flows,
     running_mean,
 )
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
 LOG_3 = math.log(3.0)  # sigmoid is 3/4

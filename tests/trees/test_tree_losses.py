@@ -24,7 +24,7 @@ from nas.trees.losses import (
 from nas.trees.rules import SoftRule
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from recipes.trainer import Callback, TrainState, fit
 from search_spaces.errors import UserError
 

@@ -18,7 +18,7 @@ from nas.trees.analyses import PathEntropies
 from nas.trees.hierarchy import Hierarchy
 from nas.trees.pictures import class_thumbnails, contact_sheet, page_images, pictures, worth_a_look
 from recipes.datasets import Dataset
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
 TREE = Hierarchy(("a", "b", "c"), ((0, 1), (3, 2)), ("", ""))

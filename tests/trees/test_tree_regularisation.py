@@ -34,7 +34,7 @@ from nas.trees.regularisation.training import (
     train_regularised,
 )
 from recipes.recipe import Recipe
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from recipes.trainer import fit
 from search_spaces.errors import UserError
 

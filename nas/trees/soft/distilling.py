@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.loading import load_model
+from nas.loading import load_model, trained_folder
 from nas.training import train
 from nas.trees.soft.training import (
     RESULT,
@@ -23,7 +23,6 @@ from nas.trees.soft.training import (
     tree_recipe,
 )
 from nas.trees.soft.tree import WINDOW, SoftTreeLoss
-from nas.trees.wrapping import trained_folder
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import Evaluation, network_outputs
 from recipes.recipe import Recipe

@@ -21,7 +21,8 @@ from recipes.distributed import ranks
 from recipes.evaluation import Evaluation, evaluate, network_outputs
 from recipes.recipe import Recipe, load_recipe
 from recipes.run_folder import RunFolder
-from recipes.sources import Source, TensorSource
+from recipes.sources import Source
+from recipes.tensor_source import TensorSource
 from recipes.trainer import Callback, checked_device, fit
 from search_spaces.errors import UserError
 from search_spaces.seeding import stream_seed
