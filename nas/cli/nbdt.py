@@ -33,6 +33,10 @@ from nas.cli.options import (
 if TYPE_CHECKING:
     from nas.trees.losses import Weight
 
+Head = Annotated[str | None, typer.Option("--head", help="name of the last layer, where it cannot be told")]
+Synsets = Annotated[
+    Path | None, typer.Option("--synsets", help="file of the classes' WordNet synsets, where their names do not tell")
+]
 WRAP = "tree"  # the command that `nas nbdt MODEL` stands for
 
 
@@ -70,7 +74,8 @@ def tree_command(
         ),
     ] = None,
     names: Annotated[bool, typer.Option(help="name the inner nodes by WordNet")] = True,
-    head: Annotated[str | None, typer.Option("--head", help="name of the last layer, where it cannot be told")] = None,
+    synsets: Synsets = None,
+    head: Head = None,
     pretrained: Annotated[Path | None, typer.Option("--pretrained", help="weights of a network given by name")] = None,
     resolution: Annotated[
         int | None, typer.Option("--resolution", help="side of the images in pixels; default that of training")
@@ -92,7 +97,7 @@ def tree_command(
 
     set_threads(threads)
     result = nbdt(
-        model, data, tree=tree, names=names, head=head, pretrained=pretrained, resolution=resolution,
+        model, data, tree=tree, names=names, synsets=synsets, head=head, pretrained=pretrained, resolution=resolution,
         out=default_out(model) if out is None else out, thumbnails=thumbnails, seed=seed, data_dir=data_dir, device=device,
     )  # fmt: skip
     hierarchy = result.hierarchy
@@ -118,10 +123,12 @@ def train_command(
         str | None,
         typer.Option(
             "--tree",
-            help="run folder of a trained network, whose weights give the tree; a hierarchy file; wordnet, random or"
-            " flat; default the network of --pretrained",
+            help="run folder of a trained network: the tree it was trained for, or that of its weights; a hierarchy file;"
+            " wordnet, random or flat; default the network of --pretrained",
         ),
     ] = None,
+    synsets: Synsets = None,
+    head: Head = None,
     rebuild: Annotated[
         str | None,
         typer.Option("--rebuild", help="START:END:PERIOD in epochs: trees from the network's own weights instead"),
@@ -155,7 +162,7 @@ def train_command(
     set_threads(threads)
     with ProgressBar(Path(network).name) if is_main_process() else nullcontext() as progress:
         result = train_nbdt(
-            network, data, tree=tree, rebuild=None if rebuild is None else _epochs(rebuild),
+            network, data, tree=tree, synsets=synsets, head=head, rebuild=None if rebuild is None else _epochs(rebuild),
             omega=_weight("--omega", omega), beta=_weight("--beta", beta), form=form,  # type: ignore[arg-type]
             recipe=recipe, out=out, seed=seed, resolution=resolution, pretrained=pretrained, teacher=teacher,
             teacher_weights=teacher_weights, data_dir=data_dir, device=device, resume=resume,
@@ -182,11 +189,15 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _weight(option: str, text: str) -> "Weight":
     from nas.trees.losses import Weight
+    from search_spaces.errors import UserError
     from search_spaces.serialisation import require
 
     numbers = _numbers(option, text)
     require(len(numbers) <= 3, f"{option} must be WEIGHT, START:END or START:END:POWER, got {text!r}")
-    return Weight(*numbers)
+    try:
+        return Weight(*numbers)
+    except UserError as error:
+        raise UserError(f"{option} {text}: {error}") from error
 
 
 def _epochs(text: str) -> tuple[int, int, int]:

@@ -114,7 +114,7 @@ def node_command(
     typer.echo(f"node {tested}, {_plain(label(found.hierarchy, tested))}: {len(expected)} unseen classes")
     _show(frame, columns, len(frame), out)
     tried, among = int(frame["children"].iloc[0]), len(found.hierarchy.children_of(tested))
-    words = "accepted" if bool(frame["accepted"].iloc[-1]) else "not accepted"
+    words = "accepted" if bool(frame["accepted"].iloc[-1]) else "not decided" if tried == 1 else "not accepted"
     typer.echo(f"the hypothesis is {words}" + (f"; only {tried} of {among} children tested" if tried < among else ""))
 
 

@@ -193,6 +193,7 @@ class Hierarchy:
             UserError: no such JSON, no tree, or leaves that are not the classes.
         """
         labels, links = _nodes_and_links(data, where)
+        _check_links(labels, links, where)
         below: dict[str, list[str]] = {}
         for source, target in links:
             below.setdefault(source, []).append(target)
@@ -277,6 +278,44 @@ def _nodes_and_links(data: Any, where: str) -> tuple[dict[str, str], list[tuple[
             require(known, f"{where}: links[{i}] names {end!r:.60}, which is no node")
         pairs.append((str(source), str(target)))
     return labels, pairs
+
+
+def _check_links(labels: Mapping[str, str], links: Sequence[tuple[str, str]], where: str) -> None:
+    """Refuse links that make no tree, with the ids and labels of the file.
+
+    Raises:
+        UserError: a node with two parents, several roots, or a cycle.
+    """
+
+    def told(name: str) -> str:
+        return f"{name!r:.60}" + ("" if labels[name] in (UNNAMED, name) else f" ({labels[name]:.60})")
+
+    parents: dict[str, str] = {}
+    for source, target in links:
+        require(
+            target not in parents,
+            f"{where}: node {told(target)} has two parents, {told(parents.get(target, target))} and {told(source)}",
+        )
+        parents[target] = source
+    roots = [name for name in labels if name not in parents]
+    require(len(roots) > 0, f"{where}: there is no root: all nodes are in a cycle or below one")
+    require(
+        len(roots) == 1, f"{where}: {len(roots)} nodes have no parent, where only the root has none: "
+        + ", ".join(told(name) for name in roots[:3]),
+    )  # fmt: skip
+    below: dict[str, list[str]] = {}
+    for source, target in links:
+        below.setdefault(source, []).append(target)
+    reached, waiting = set(roots), list(roots)
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        reached.update(children)
+        waiting += children
+    lost = [name for name in labels if name not in reached]
+    require(
+        not lost,
+        f"{where}: {len(lost)} nodes are in a cycle or below one, node {told(lost[0])} among them" if lost else "",
+    )
 
 
 def _ordered_leaves(

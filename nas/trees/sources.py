@@ -1,5 +1,6 @@
 """A trained classifier with its data, by name: what trees over it and analyses of its insides start from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,32 @@ def load_classifier(
             has == wanted,
             f"the network has {has[0]} classes and {has[1]} channels, {dataset.name} has {wanted[0]} and {wanted[1]}",
         )
+        require_same_classes(source.class_names or dataset.class_names, dataset)
         design, network, side = source.design, source.network, source.resolution
     side = side if resolution is None else resolution
     require(1 <= side <= MAX_RESOLUTION, f"resolution must be in 1..{MAX_RESOLUTION}, got {side}")
     network = network.to(where).eval()
     _check_outputs(network, dataset, side, where)
     return Classifier(design=design, network=network, dataset=dataset, resolution=side)
+
+
+def require_same_classes(trained_on: Sequence[str], dataset: Dataset) -> None:
+    """Refuse data of other classes than a network's, or in another order: names would stand at the wrong outputs.
+
+    Args:
+        trained_on: names of the network's classes, in the order of its outputs.
+        dataset: whose classes they must be.
+
+    Raises:
+        UserError: their number, names or order differ.
+    """
+    has, given = len(trained_on), len(dataset.class_names)
+    require(has == given, f"the network has {has} classes, {dataset.name} has {given}")
+    for output, (name, other) in enumerate(zip(trained_on, dataset.class_names, strict=True)):
+        require(
+            name == other,
+            f"output {output} of the network was trained for class {name!r}, class {output} of {dataset.name} is {other!r}",
+        )
 
 
 def _dataset(data: str | Dataset | None, data_dir: str | Path | None) -> Dataset:
@@ -109,7 +130,7 @@ def _check_outputs(network: nn.Module, dataset: Dataset, resolution: int, device
     with evaluation_mode(network), torch.no_grad():
         try:
             out = network(images.to(device))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             shape = tuple(images.shape[1:])
             raise UserError(f"the network does not take images of shape {shape}: {first_line(error)}") from error
     given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__

@@ -149,9 +149,9 @@ def node_hypothesis(
 
     Every image passes through the node, whether or not its path would come there. The thesis calls an accuracy high or low;
     here a hypothesis about a child is accepted where the lower end of Wilson's interval for the share of images that go to
-    it is above a threshold, and the node's where that of each child tested is. A node that sends everything one way is
-    refused by the other child's images; where no class belongs to that child, ``children`` says so. The interval is for
-    more images of the same classes; images of one class are alike, so it says less about other classes.
+    it is above a threshold, and the node's where that of each child tested is, two at least: a node that sends everything
+    one way is refused by the other child's images, or, where no class belongs to that child, for want of them (``children``).
+    The interval is for more images of the same classes; images of one class are alike, so it says less about other classes.
 
     Args:
         hierarchy: the tree.
@@ -198,7 +198,7 @@ def node_hypothesis(
     frame["accuracy"] = 100.0 * frame["correct"] / frame["images"]
     frame["low"], frame["high"], frame["children"] = 100.0 * low, 100.0 * high, len(tested)
     accepted = low > threshold
-    accepted[-1] = accepted[(frame["level"] == "child").to_numpy()].all()
+    accepted[-1] = len(tested) > 1 and accepted[(frame["level"] == "child").to_numpy()].all()
     return frame.assign(accepted=accepted)
 
 

@@ -1,17 +1,20 @@
 """``nas.train_nbdt``: train a network with tree supervision (thesis 5.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nas.designs import Design
-from nas.loading import load_model, trained_folder
+from nas.loading import load_design, load_model, trained_folder
+from nas.models import build_pretrained
 from nas.training import TrainResult, default_recipe, train
 from nas.trees.hierarchy import Hierarchy
+from nas.trees.induced import METHODS
 from nas.trees.losses import BETA, OMEGA, Form, MidTrainingTrees, TreeSupervision, Weight
-from nas.trees.wrapping import TREE, tree_of
+from nas.trees.sources import require_same_classes
+from nas.trees.wrapping import TREE, synsets_of, tree_of
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
 from recipes.recipe import Recipe, load_recipe
@@ -25,6 +28,8 @@ def train_nbdt(
     data: str | Dataset,
     *,
     tree: str | Path | Hierarchy | None = None,
+    synsets: str | Path | Mapping[str, str | None] | None = None,
+    head: str | None = None,
     rebuild: tuple[int, int, int] | None = None,
     omega: Weight = OMEGA,
     beta: Weight = BETA,
@@ -42,8 +47,10 @@ def train_nbdt(
     Args:
         network: as `nas.train` takes.
         data: name of a data set, or a Dataset.
-        tree: run folder of a trained network, whose weights give the tree; a hierarchy file; ``wordnet``, ``random``,
-            ``flat``; or a Hierarchy. Default: of ``pretrained``.
+        tree: run folder of a trained network: the tree that it was trained for, or that of its weights; a hierarchy file;
+            ``wordnet``, ``random``, ``flat``; or a Hierarchy. Default: of ``pretrained``.
+        synsets: of classes whose names do not tell, for ``wordnet``: a file as `read_synsets` takes, or by class.
+        head: name of the last layer of the network that gives the tree, where `find_head` needs it.
         rebuild: instead of a tree: (start, end, period) in epochs of trees from the network's own weights (Table 5.4).
         omega: omega_t, weight of the tree's loss.
         beta: beta_t, weight of the network's cross entropy.
@@ -64,6 +71,8 @@ def train_nbdt(
     if options.get("epochs") is not None:
         recipe = recipe.with_epochs(options.pop("epochs"))
     require(tree is None or rebuild is None, "give a tree or rebuild, not both")
+    most = max(omega.start, omega.last, beta.start, beta.last)
+    require(most > 0, "omega and beta are 0 throughout: there is nothing to learn from")
     recorded: dict[str, Any] = {"form": form, "omega": to_plain(omega), "beta": to_plain(beta)}
     if rebuild is not None:
         start, end, period = rebuild
@@ -74,7 +83,10 @@ def train_nbdt(
         fixed: Hierarchy | None = None
         recorded["rebuild"] = list(rebuild)
     else:
-        fixed = _tree(tree if tree is not None else pretrained, dataset, seed)
+        if tree is not None:
+            fixed = _given_tree(tree, dataset, synsets=synsets, head=head, seed=seed)
+        else:
+            fixed = _tree_of_weights(network, pretrained, dataset, head)
         recorded["tree"] = fixed.to_json()
 
     def loss(recipe: Recipe, teacher: nn.Module | None) -> Loss:
@@ -94,10 +106,29 @@ def train_nbdt(
     return result
 
 
-def _tree(tree: str | Path | Hierarchy | None, dataset: Dataset, seed: int) -> Hierarchy:
-    if tree is None:
+def _given_tree(
+    tree: str | Path | Hierarchy, dataset: Dataset, *, synsets: Any, head: str | None, seed: int
+) -> Hierarchy:
+    classes, folder = dataset.class_names, None if isinstance(tree, Hierarchy) else trained_folder(tree)
+    if folder is None or not folder.is_dir():
+        return tree_of(tree, classes, synsets=synsets_of(synsets, classes), seed=seed)
+    if (folder / TREE).is_file():
+        return tree_of(folder / TREE, classes)
+    trained = load_model(folder)
+    require_same_classes(trained.facts.class_names, dataset)
+    return tree_of(METHODS[0], classes, trained.network, head=head)
+
+
+def _tree_of_weights(
+    network: str | Path | Design, pretrained: str | Path | None, dataset: Dataset, head: str | None
+) -> Hierarchy:
+    """The tree of the weights that training starts from."""
+    if pretrained is None:
         raise UserError("a tree is needed: a trained network's run folder, a hierarchy file, wordnet, or rebuild")
-    if isinstance(tree, Hierarchy) or not trained_folder(tree).is_dir():
-        return tree_of(tree, dataset.class_names, seed=seed)
-    trained = load_model(trained_folder(tree))
-    return tree_of("unit-ward", dataset.class_names, trained.network)
+    if trained_folder(pretrained).is_dir():
+        return _given_tree(pretrained, dataset, synsets=None, head=head, seed=0)
+    _, model = build_pretrained(
+        load_design(network), num_classes=dataset.num_classes, in_channels=dataset.in_channels, pretrained=pretrained,
+        complete=True,
+    )  # fmt: skip
+    return tree_of(METHODS[0], dataset.class_names, model, head=head)

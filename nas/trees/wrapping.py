@@ -18,7 +18,7 @@ from nas.trees.pictures import THUMBNAILS, PageImages, page_images
 from nas.trees.rules import RULES
 from nas.trees.sources import load_classifier
 from nas.trees.split_hierarchies import SPLIT_METHODS, model_split_hierarchy
-from nas.trees.wordnet import class_synsets, name_nodes, wordnet_hierarchy
+from nas.trees.wordnet import class_synsets, name_nodes, read_synsets, wordnet_hierarchy
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, network_outputs
 from recipes.sources import Source
@@ -59,6 +59,7 @@ def nbdt(
     *,
     tree: str | Path | Hierarchy | None = None,
     names: bool = True,
+    synsets: str | Path | Mapping[str, str | None] | None = None,
     head: str | None = None,
     pretrained: str | Path | None = None,
     resolution: int | None = None,
@@ -77,6 +78,7 @@ def nbdt(
         tree: kind of tree (`tree_of`), a hierarchy file, or a Hierarchy; default the one that the network was trained with,
             ``unit-ward`` where there was none.
         names: name the inner nodes by WordNet where its nouns cover the classes.
+        synsets: of classes whose names do not tell: a file as `read_synsets` takes, or by class.
         head: name of the last layer, where `find_head` needs it.
         pretrained: weights of a network given by name.
         resolution: side of the images in pixels; default that of training.
@@ -95,6 +97,7 @@ def nbdt(
         data,
         tree=tree,
         names=names,
+        synsets=synsets,
         head=head,
         pretrained=pretrained,
         resolution=resolution,
@@ -135,6 +138,7 @@ def load_tree(
     *,
     tree: str | Path | Hierarchy | None = None,
     names: bool = True,
+    synsets: str | Path | Mapping[str, str | None] | None = None,
     head: str | None = None,
     pretrained: str | Path | None = None,
     resolution: int | None = None,
@@ -144,15 +148,16 @@ def load_tree(
 ) -> LoadedTree:
     """The tree that `nbdt` evaluates; arguments and errors are its, and those of `load_classifier`."""
     found = load_classifier(model, data, pretrained=pretrained, resolution=resolution, data_dir=data_dir, device=device)
+    given = synsets_of(synsets, found.dataset.class_names)
     if tree is None:
         stored = None if isinstance(model, (nn.Module, TrainedModel)) else trained_folder(model) / TREE
         tree = stored if stored is not None and stored.is_file() else METHODS[0]
     hierarchy = tree_of(
-        tree, found.dataset.class_names, found.network, head=head, seed=seed,
+        tree, found.dataset.class_names, found.network, synsets=given, head=head, seed=seed,
         source=found.dataset.train, resolution=found.resolution, device=device,
     )  # fmt: skip
     if names and not any(hierarchy.names):
-        hierarchy = named(hierarchy)
+        hierarchy = named(hierarchy, given)
     wrapped = NBDT(found.network, hierarchy).eval()
     return LoadedTree(model=wrapped, dataset=found.dataset, resolution=found.resolution)
 
@@ -162,6 +167,7 @@ def tree_of(
     classes: Sequence[str],
     network: nn.Module | None = None,
     *,
+    synsets: Mapping[str, str | None] | None = None,
     head: str | None = None,
     seed: int = 0,
     source: Source | None = None,
@@ -173,9 +179,10 @@ def tree_of(
     Args:
         tree: ``unit-ward``, ``unit-average`` or ``raw-ward`` (see `induced_hierarchy`) from the network's weights;
             ``info-gain`` or ``oc1`` (see `split_hierarchy`) from its features of training images; ``wordnet``, ``random``,
-            ``flat``; a hierarchy file; or a Hierarchy.
+            ``flat``; a hierarchy file, or a folder that holds one; or a Hierarchy.
         classes: names, in the order of the classifier's outputs.
         network: whose weights or features give the tree.
+        synsets: of classes whose names do not tell, for ``wordnet``.
         head: name of its last layer, where `find_head` needs it.
         seed: of a random tree and of splits.
         source: training images.
@@ -208,19 +215,27 @@ def tree_of(
             network, source, classes, kind, seed=seed, resolution=resolution, head=head, device=device
         )
     if kind == "wordnet":
-        return wordnet_hierarchy(classes, class_synsets(classes))
+        return wordnet_hierarchy(classes, class_synsets(classes, synsets))
     if kind == "random":
         return random_hierarchy(classes, seed)
     if kind == "flat":
         return flat_hierarchy(classes)
-    require(Path(kind).exists(), f"no tree file {kind!r}, and no kind of tree{closest(kind, KINDS)}")
-    return Hierarchy.load(kind, classes)
+    path = Path(kind) / TREE if Path(kind).is_dir() else Path(kind)
+    require(path.is_file(), f"no tree file {kind!r}, and no kind of tree{closest(kind, KINDS)}")
+    return Hierarchy.load(path, classes)
 
 
-def named(hierarchy: Hierarchy) -> Hierarchy:
-    """The tree with inner nodes named by WordNet, as far as it has its classes."""
-    synsets = class_synsets(hierarchy.classes)
-    return name_nodes(hierarchy, synsets) if any(synsets) else hierarchy
+def named(hierarchy: Hierarchy, synsets: Mapping[str, str | None] | None = None) -> Hierarchy:
+    """The tree with inner nodes named by WordNet, as far as it has its classes; ``synsets`` of those that do not tell."""
+    found = class_synsets(hierarchy.classes, synsets)
+    return name_nodes(hierarchy, found) if any(found) else hierarchy
+
+
+def synsets_of(
+    given: str | Path | Mapping[str, str | None] | None, classes: Sequence[str]
+) -> Mapping[str, str | None] | None:
+    """Synsets by class, from a file where one is given."""
+    return given if given is None or isinstance(given, Mapping) else read_synsets(given, classes)
 
 
 def compare(
@@ -257,7 +272,12 @@ def compare_outputs(hierarchy: Hierarchy, logits: Tensor, labels: Tensor) -> tup
 
     Returns:
         Evaluations by name, and the predictions of soft inference as in `NBDTResult`.
+
+    Raises:
+        UserError: logits that are not finite.
     """
+    broken = int((~logits.isfinite().all(1)).sum())
+    require(broken == 0, f"the network's outputs for {broken} of {len(logits)} images are not finite numbers")
     rules: dict[str, nn.Module] = {
         NETWORK: nn.Identity(), SOFT: RULES["soft"](hierarchy), HARD: RULES["hard"](hierarchy),
     }  # fmt: skip
@@ -287,6 +307,7 @@ def default_out(model: str | Path) -> Path:
 
 def _write(folder: Path, result: NBDTResult, data: str, shown: PageImages) -> None:
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; a folder is needed")
+    page = _page(result, data, shown)  # nothing is written before everything is there
     folder.mkdir(parents=True, exist_ok=True)
     result.hierarchy.save(folder / TREE)
     rows = {
@@ -294,14 +315,14 @@ def _write(folder: Path, result: NBDTResult, data: str, shown: PageImages) -> No
         for name, e in result.evaluations.items()
     }
     write_json(folder / RESULT, {"data": data, **rows})
-    write_text_atomic(folder / PAGE, _page(result, data, shown))
+    write_text_atomic(folder / PAGE, page)
 
 
 def _page(result: NBDTResult, data: str, shown: PageImages) -> str:
     facts = {name: f"{e.accuracy:.2f} % ± {e.standard_error:.2f}" for name, e in result.evaluations.items()}
     return hierarchy_page(
         result.hierarchy,
-        title=f"Decision tree over {data}",
+        title=f"Decision tree over {data.rpartition('/')[2] or data}",  # of a folder its name: pages are passed on
         frequencies=path_frequencies(result.hierarchy, result.predictions),
         thumbnails=shown.thumbnails,
         decisions=shown.decisions,

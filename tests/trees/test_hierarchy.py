@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ def test_what_is_no_tree_is_refused(classes: Any, children: Any, names: Any, mes
 def test_a_cycle_beside_a_tree_is_refused() -> None:
     with pytest.raises(UserError, match="4 nodes are in a cycle"):
         Hierarchy(("a", "b", "c", "d"), ((0, 1), (2, 6), (3, 5)), ("", "", ""))
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ("r-a r-n n-b n-c m-a m-b", "t.json: node 'a' (ant) has two parents, 'r' and 'm'"),
+        ("r-a r-n n-b m-c", "t.json: 2 nodes have no parent, where only the root has none: 'r', 'm'"),
+        ("n-b n-c m-n r-m c-r a-a", "t.json: there is no root"),
+        (
+            "r-a r-b n-m n-c m-n",
+            "node 'n' (pets) has two parents, 'm'|t.json: 3 nodes are in a cycle or below one, node 'c'",
+        ),
+        ("r-a r-b n-m m-n m-c", "t.json: 3 nodes are in a cycle or below one, node 'c' (cat) among them"),
+    ],
+)
+def test_a_file_that_is_no_tree_is_told_by_its_own_ids(links: str, message: str) -> None:
+    labels = {"a": "ant", "b": "bee", "c": "cat", "r": "(generated)", "n": "pets", "m": "(generated)"}
+    pairs = [link.split("-") for link in links.split()]
+    used = {end for pair in pairs for end in pair}
+    data = {
+        "nodes": [{"id": name, "label": label} for name, label in labels.items() if name in used],
+        "links": [{"source": source, "target": target} for source, target in pairs],
+    }
+    with pytest.raises(UserError, match="|".join(re.escape(one) for one in message.split("|"))):
+        Hierarchy.from_json(data, where="t.json")
 
 
 def test_names_by_list_and_by_number() -> None:
@@ -151,8 +177,8 @@ def test_classes_of_the_same_name_keep_the_order_of_the_file() -> None:
         (lambda data: {**data, "nodes": [{"id": "x", "label": 3}]}, "label must be text"),
         (lambda data: {**data, "links": [*data["links"], {"source": "f00000000"}]}, r"links\[7\] names None"),
         (lambda data: {**data, "links": [*data["links"], {"source": "f00000005", "target": "f00000007"}]}, "no root"),
-        (lambda data: {**data, "links": data["links"][:-2]}, "class .all. is not in the tree"),
-        (lambda data: {**data, "links": data["links"][1:]}, "1 child"),
+        (lambda data: {**data, "links": data["links"][:-2]}, "nodes have no parent"),
+        (lambda data: {**data, "links": data["links"][1:]}, "2 nodes have no parent"),
     ],
 )
 def test_a_wrong_file_is_one_line(change: Any, message: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from nas.trees.induced import (
     model_hierarchy,
     random_hierarchy,
 )
+from nas.trees.nbdt import NBDT
 from search_spaces.errors import UserError
 
 
@@ -141,25 +141,40 @@ def test_several_heads_are_named() -> None:
         find_head(nn.Sequential(nn.Conv2d(3, 4, 3)), 4)
 
 
-@pytest.mark.slow  # half a minute on one core
-@pytest.mark.parametrize("classes", [10, 1000])
-def test_every_classifier_of_torchvision_has_a_head(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+SIDES = {
+    "inception_v3": 75,
+    "vit_h_14": 518,
+}  # the smallest that the network takes; 64 for others, 224 for transformers
+SMALL = ("shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "mobilenet_v3_small")  # one of each kind of head
+
+
+def wraps(name: str) -> None:
+    """A network of torchvision with random weights becomes a tree whose probabilities sum to one."""
     from torchvision import models
-    from torchvision.models.regnet import BlockParams
 
-    widths = BlockParams.from_init_params
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    torch.manual_seed(0)
+    model = models.get_model(name, weights=None, **options).eval()
+    found, layer = find_head(model, 1000)
+    last = [n for n, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+    assert (found, layer.weight.shape[0]) == (last, 1000), name
+    classes = tuple(f"class {number}" for number in range(1000))
+    wrapped = NBDT(model, model_hierarchy(model, classes)).eval()
+    side = SIDES.get(name, 224 if name.startswith(("vit", "swin", "maxvit")) else 64)
+    with torch.no_grad():
+        log_probabilities = wrapped(torch.randn(1, 3, side, side))
+    assert log_probabilities.shape == (1, 1000), name
+    assert float(log_probabilities.double().exp().sum()) == pytest.approx(1.0, abs=1e-5), name
 
-    def on_cpu(**settings: Any) -> Any:  # regnets compute their widths with tensors
-        with torch.device("cpu"):
-            return widths(**settings)
 
-    monkeypatch.setattr(BlockParams, "from_init_params", on_cpu)
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_of_torchvision_wrap(name: str) -> None:
+    wraps(name)
+
+
+@pytest.mark.slow  # minutes on one core, up to 6 GB
+def test_every_classifier_of_torchvision_wraps() -> None:
     names = torchvision_names()
     assert len(names) >= 80
     for name in names:
-        with torch.device("meta"):  # no weights: only names and shapes are looked at
-            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-            model = models.get_model(name, weights=None, num_classes=classes, **options)
-        found, layer = find_head(model, classes)
-        last = [n for n, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-        assert (found, layer.weight.shape[0]) == (last, classes), name
+        wraps(name)

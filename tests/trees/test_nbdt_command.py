@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -14,6 +15,7 @@ import nas
 from nas.cli.main import run
 from nas.trees.analyses import path_frequencies
 from nas.trees.hierarchy import Hierarchy
+from nas.trees.training import train_nbdt
 from nas.trees.wrapping import compare
 from recipes.evaluation import evaluate
 from search_spaces.errors import UserError
@@ -134,6 +136,17 @@ def test_trees_rebuilt_during_training(trained: Path, tmp_path: Path) -> None:
         (["train", "fbnet_a", "--data", "digits", "--rebuild", "500:600:1", "--out", "OUT"], "never be used"),
         (["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--omega", "a:b", "--out", "OUT"], "--omega"),
         (
+            ["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--omega", "0:nan", "--out", "OUT"],
+            "--omega 0:nan: ",
+        ),
+        (
+            ["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--omega", "0", "--beta", "0", "--out", "OUT"],
+            "are 0",
+        ),
+        (["RUN", "--tree", ""], "no tree file ''"),
+        (["RUN", "--tree", "/"], "no tree file '/'"),
+        (["RUN", "--synsets", "/nowhere.json"], "/nowhere.json"),
+        (
             ["train", "fbnet_a", "--data", "digits", "--tree", "flat", "--form", "nl", "--out", "OUT"],
             "did you mean 'nll'",
         ),
@@ -181,6 +194,68 @@ def test_networks_and_data_that_do_not_fit_are_refused(call: Callable[..., objec
         call(trained, resolution=0)
 
 
+def test_data_whose_classes_have_other_names_are_refused(trained: Path, tmp_path: Path) -> None:
+    """As many classes are not the same classes: each name would stand at another one's output."""
+    digits = nas.load_dataset("digits")
+    swapped = replace(digits, class_names=("1", "0", *digits.class_names[2:]))
+    message = "output 0 of the network was trained for class '0', class 0 of digits is '1'"
+    for call in (nas.nbdt, nas.tree_outputs, nas.filter_importance):
+        with pytest.raises(UserError, match=message):
+            call(trained, swapped)
+    with pytest.raises(UserError, match=message):
+        train_nbdt(next(trained.parent.glob("arch/*.json")), swapped, tree=trained, epochs=1)
+
+
+def test_nothing_is_written_for_a_network_that_gives_no_numbers(tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(images.flatten(1))
+            return logits.where(images.flatten(1).sum(1, keepdim=True) > 0, torch.nan)
+
+    with pytest.raises(UserError, match=r"outputs for \d+ of 360 images are not finite"):
+        nas.nbdt(Broken(), "digits", resolution=8, out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_training_for_the_tree_of_the_weights_it_starts_from(trained: Path, tmp_path: Path) -> None:
+    """Of a checkpoint as of a run folder; a run folder that was trained for a tree has that one."""
+    network, common = next(trained.parent.glob("arch/*.json")), {"epochs": 1, "seed": 1}
+    expected = nas.nbdt(trained, names=False).hierarchy.children
+    for name, weights in {"folder": trained, "file": trained / "model.pt"}.items():
+        train_nbdt(network, "digits", pretrained=weights, out=tmp_path / name, **common)
+        assert Hierarchy.load(tmp_path / name / "hierarchy.json").children == expected
+    train_nbdt(network, "digits", tree="random", out=tmp_path / "random", **common)
+    train_nbdt(network, "digits", tree=tmp_path / "random", out=tmp_path / "again", **common)
+    trees = [(tmp_path / name / "hierarchy.json").read_text() for name in ("random", "again")]
+    assert trees[0] == trees[1]
+    assert nas.nbdt(trained, tree=tmp_path / "random", names=False).hierarchy.to_json() == json.loads(trees[0])
+
+
+def test_synsets_say_what_names_do_not(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, digits = nas.load_model(trained).network, nas.load_dataset("digits")
+    meanings = ("dog", "cat", "truck", "car", "ship", "frog", "horse", "bird", "deer", "airplane")
+    renamed = replace(digits, class_names=tuple(f"Klasse{i}" for i in range(10)))
+    synsets = dict(zip(renamed.class_names, meanings, strict=True))
+    side = nas.load_model(trained).facts.resolution
+    with pytest.raises(UserError, match="not in WordNet"):
+        nas.nbdt(network, renamed, tree="wordnet", resolution=side)
+    tree = nas.nbdt(network, renamed, tree="wordnet", synsets=synsets, resolution=side).hierarchy
+    assert tree.classes == renamed.class_names and all(tree.names)
+    assert any(sorted(tree.leaves_of(node)) == [2, 3] for node in range(10, tree.nodes)), "truck and car"
+    file = tmp_path / "synsets.tsv"
+    file.write_text("".join(f"{i}\t{meaning}\n" for i, meaning in enumerate(meanings)))
+    assert run(["nbdt", str(trained), "--tree", "wordnet", "--synsets", str(file), "--out", str(tmp_path / "o")]) == 0
+    assert Hierarchy.load(tmp_path / "o" / "hierarchy.json").children == tree.children
+    train = ["nbdt", "train", str(next(trained.parent.glob("arch/*.json"))), "--data", "digits", "--epochs", "1"]
+    assert run([*train, "--tree", "wordnet", "--synsets", str(file), "--out", str(tmp_path / "t")]) == 0
+    assert Hierarchy.load(tmp_path / "t" / "hierarchy.json").children == tree.children
+    capsys.readouterr()
+
+
 def test_a_folder_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three classes, one with markup in its name; a network of torchvision's."""
     rng = np.random.default_rng(0)
@@ -208,4 +283,5 @@ def test_a_folder_of_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixtu
     page = (out / "nbdt" / "page.html").read_text()
     assert "&lt;b&gt;bee&lt;" in page
     assert "<b>bee" not in page
+    assert "over photos<" in page and str(tmp_path) not in page, "pages are passed on: no path of this machine's"
     assert nas.NBDT(nas.load_model(out).network, Hierarchy.load(out / "nbdt" / "hierarchy.json")).hierarchy.nodes == 5
