@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import Seed, Threads, set_threads
+from nas.cli.options import Resume, Seed, Threads, set_threads
 
 if TYPE_CHECKING:
     from nas.trees.regularisation.tasks import Task
+    from nas.trees.regularisation.training import EpochDone
+
+SECONDS = 10.0  # between lines where there is no terminal: epochs take milliseconds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +34,7 @@ Perturbation = Annotated[
 MinLeaf = Annotated[int, typer.Option("--min-leaf", help="rows that a leaf of the tree needs")]
 MaxDepth = Annotated[int | None, typer.Option("--max-depth", help="decisions of the tree at most, 1 to 20")]
 Layers = Annotated[str | None, typer.Option("--layers", help="names of the penalised layers, with commas; default all")]
-Out = Annotated[Path | None, typer.Option("--out", help="new folder for numbers, weights, tree and chart")]
+Out = Annotated[Path | None, typer.Option("--out", help="run folder for numbers, weights, tree and chart")]
 
 
 @app.command("parabola")
@@ -52,6 +55,7 @@ def parabola_command(
     out: Out = None,
     seed: Seed = 0,
     threads: Threads = None,
+    resume: Resume = False,
 ) -> None:
     """350 points on both sides of a parabola, and a network that is too large for them."""
     from nas.trees.regularisation.tasks import parabola_task
@@ -81,6 +85,7 @@ def markov_command(
     out: Out = None,
     seed: Seed = 0,
     threads: Threads = None,
+    resume: Resume = False,
 ) -> None:
     """Time series of a hidden Markov model beside one of noise; a GRU, or the residual GRU-HMM."""
     from nas.trees.regularisation.tasks import markov_task
@@ -111,6 +116,7 @@ def table_command(
     out: Out = None,
     seed: Seed = 0,
     threads: Threads = None,
+    resume: Resume = False,
 ) -> None:
     """A table of your own, of two classes or more."""
     from nas.trees.regularisation.tasks import table_task
@@ -121,6 +127,7 @@ def table_command(
 
 
 def _train(task: "Task", given: dict[str, Any]) -> None:
+    from nas.cli.progress import ProgressBar
     from nas.trees.regularisation.path_length import TreeOptions
     from nas.trees.regularisation.penalty import TreePenalty
     from nas.trees.regularisation.tasks import regularise, tree_text
@@ -136,9 +143,16 @@ def _train(task: "Task", given: dict[str, Any]) -> None:
         ),
     )  # fmt: skip
     layers = None if given["layers"] is None else given["layers"].split(",")
-    result = regularise(
-        task, options, seed=given["seed"], layers=layers, out=given["out"], command=sys.argv[1:]
-    )  # fmt: skip
+    with ProgressBar(f"tree-reg {task.name}", seconds=SECONDS) as bar:
+
+        def progress(done: "EpochDone") -> None:
+            bar.on_step_end(done)
+            bar.on_epoch_end(done)
+
+        result = regularise(
+            task, options, seed=given["seed"], layers=layers, out=given["out"], command=sys.argv[1:], progress=progress,
+            resume=given["resume"],
+        )  # fmt: skip
     found, numbers = result.mimic, result.numbers()
     typer.echo(tree_text(result, task).rstrip())
     typer.echo(

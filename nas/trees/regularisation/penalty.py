@@ -11,9 +11,9 @@ and a new surrogate to the last J of these pairs.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from nas.trees.regularisation.path_length import (
 from nas.trees.regularisation.surrogate import Surrogate, SurrogateOptions, fit_surrogate
 from recipes.evaluation import evaluation_mode
 from recipes.trainer import Callback, TrainState
-from search_spaces.errors import UserError, closest
+from search_spaces.errors import UserError, closest, first_line
 from search_spaces.seeding import stream_seed
 from search_spaces.serialisation import require, require_finite
 
@@ -228,6 +228,54 @@ class TreeRegularisation(Callback):
         if self.config.strength > 0 and done >= 0 and done % self.config.every == 0:
             self._refit(weights, epoch)
         return observation
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, at the end of an epoch: plain values and tensors.
+
+        What is known of predictions already seen is not kept: every surrogate begins by forgetting it.
+        """
+        return {
+            "weights": torch.stack(self._weights) if self._weights else None,
+            "lengths": list(self._lengths),
+            "passed": torch.stack(self._passed) if self._passed else None,
+            "history": [asdict(seen) for seen in self.history],
+            "costs": asdict(self.costs),
+            "surrogate": None if self.surrogate is None else dict(self.surrogate.state_dict()),
+            "surrogate_error": self.surrogate_error,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            UserError: the state of another network, or damaged.
+        """
+        try:
+            weights, passed = self._rows_of_state(state["weights"]), self._rows_of_state(state["passed"])
+            lengths = [float(length) for length in state["lengths"]]
+            require(len(weights) == len(lengths), f"{len(weights)} stored weights have {len(lengths)} path lengths")
+            history = [Observation(**seen) for seen in state["history"]]
+            costs, error, stored = Costs(**state["costs"]), float(state["surrogate_error"]), state["surrogate"]
+            surrogate = None if stored is None else Surrogate.restored(stored, self.weights().device)
+            if surrogate is not None:
+                surrogate(self.weights().detach())  # of as many weights as this network has
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as problem:
+            raise UserError(f"the state of a tree penalty is damaged: {first_line(problem)}") from problem
+        self._weights, self._passed, self._lengths, self._known = weights, passed, lengths, {}
+        self.history, self.costs, self.surrogate, self.surrogate_error = history, costs, surrogate, error
+
+    def _rows_of_state(self, stored: Tensor | None) -> list[Tensor]:
+        """Weight vectors, each in memory of its own as they were: where a vector begins may decide a sum's last bits."""
+        if stored is None:
+            return []
+        own = self.weights()
+        require(
+            stored.ndim == 2 and stored.shape[1] == len(own),
+            f"stored weights must be (n, {len(own)}), got {tuple(stored.shape)}",
+        )
+        return [row.to(own.device).clone() for row in stored]
 
     def mimic(self) -> Mimic:
         """The tree that mimics the network as it is."""
