@@ -39,6 +39,8 @@ from search_spaces.serialisation import require, require_finite
 Perturbation = Literal["trees", "outputs", "weights"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("trees", "outputs", "weights")
 SMALLER = (1, 2, 3)  # depths of the trees that weights are pulled towards
+CHUNK = 512  # inputs that go through the network at a time
+MOST_BYTES = 2**30  # of stored weight vectors, in memory and in a checkpoint; a surrogate's fit takes as much again
 FLAT = 1e-12  # a layer's gradient below this moves nothing: its squares would vanish
 PULLED = 0.03  # of each layer's norm, a step
 PROBED = 24  # combinations of outputs whose gradients span the directions of a perturbation
@@ -165,6 +167,8 @@ class TreeRegularisation(Callback):
         self.model, self.inputs, self.config, self.seed = model, inputs, config or TreePenalty(), seed
         self.loss = loss or class_loss
         self.parameters = penalised_parameters(model, layers)
+        if self.config.strength > 0:
+            require_few_weights(self.parameters, self.config)
         self.history: list[Observation] = []
         self.costs = Costs()
         self.surrogate: Surrogate | None = None
@@ -187,7 +191,8 @@ class TreeRegularisation(Callback):
             return next(iter(self.parameters.values())).new_zeros(())
         started = time.process_time()
         share = min(1.0, (len(self.history) - self.config.warmup + 1) / (self.config.ramp + 1))
-        penalty: Tensor = self.config.strength * share * self.surrogate(self.weights())
+        with torch.autocast(self.inputs.device.type, enabled=False):  # few bits would lose what the weights differ in
+            penalty: Tensor = self.config.strength * share * self.surrogate(self.weights())
         self.costs.penalties += time.process_time() - started
         return penalty
 
@@ -213,10 +218,8 @@ class TreeRegularisation(Callback):
         started = time.process_time()
         weights = self.weights().detach().clone()
         epoch, seen = len(self.history) + 1, self.mimic()
-        if (
-            epoch > self.config.warmup - self.config.every
-        ):  # earlier ones only tell that untrained networks have no tree
-            self._store(weights, seen.path_length)
+        if self.config.strength > 0 and epoch > self.config.warmup - self.config.every:
+            self._store(weights, seen.path_length)  # earlier ones only tell that untrained networks have no tree
         self.costs.fitted_trees += 1
         self.costs.trees += time.process_time() - started
         observation = Observation(
@@ -304,9 +307,9 @@ class TreeRegularisation(Callback):
 
     @torch.no_grad()
     def _outputs(self, weights: Tensor) -> Tensor:
+        named = self._named(weights)
         with evaluation_mode(self.model):
-            outputs: Tensor = functional_call(self.model, self._named(weights), (self.inputs,))
-        return outputs
+            return torch.cat([functional_call(self.model, named, (part,)) for part in self.inputs.split(CHUNK)])
 
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
         parts = torch.split(weights, [parameter.numel() for parameter in self.parameters.values()])
@@ -362,15 +365,24 @@ class TreeRegularisation(Callback):
             wanted = torch.from_numpy(tree.predict(self._rows)).to(self.inputs.device)
             moved, way = weights, []
             for _ in range(steps):
-                moved = moved.detach().requires_grad_()
-                with torch.enable_grad(), evaluation_mode(self.model):
-                    outputs = functional_call(self.model, self._named(moved), (self.inputs,))
-                    (gradient,) = torch.autograd.grad(class_loss(outputs, wanted), moved)
-                sizes, slopes = self._layer_sizes(moved.detach()), self._layer_sizes(gradient)
-                moved = moved.detach() - PULLED * sizes * gradient / slopes.clamp(min=FLAT)
+                gradient = self._gradient(moved, wanted)
+                sizes, slopes = self._layer_sizes(moved), self._layer_sizes(gradient)
+                moved = moved - PULLED * sizes * gradient / slopes.clamp(min=FLAT)
                 way.append(moved)
             ways.append(way)
         return [moved for together in zip(*ways, strict=True) for moved in together][: self.config.perturbed]
+
+    def _gradient(self, weights: Tensor, wanted: Tensor) -> Tensor:
+        """Of the loss against classes `(n,)`, of series `(n * T,)`, in the weights: `(D,)`."""
+        weights = weights.detach().requires_grad_()
+        steps = len(wanted) // len(self.inputs)  # T
+        total = torch.zeros_like(weights)
+        for inputs, classes in zip(self.inputs.split(CHUNK), wanted.split(CHUNK * steps), strict=True):
+            with torch.enable_grad(), evaluation_mode(self.model):
+                loss = class_loss(functional_call(self.model, self._named(weights), (inputs,)), classes)
+                (gradient,) = torch.autograd.grad(loss, weights)
+            total = total + gradient * (len(inputs) / len(self.inputs))
+        return total
 
     def _layer_sizes(self, weights: Tensor) -> Tensor:
         """Root mean square of each layer's weights, for each weight: `(D,)`."""
@@ -398,6 +410,37 @@ class TreeRegularisation(Callback):
         size = outputs.detach().square().sum().sqrt()  # a step of 1 / effect changes the outputs by norm 1
         steps: Tensor = directions[kept] / effects[kept, None] * size
         return steps
+
+
+def stored_bytes(weights: int, config: TreePenalty) -> int:
+    """Bytes of the weight vectors that a penalty keeps at most, at four a weight.
+
+    Args:
+        weights: D.
+        config: of the penalty.
+    """
+    return 4 * weights * (config.stored + config.stored // 2 + config.surrogate.directions)
+
+
+def require_few_weights(parameters: Mapping[str, nn.Parameter], config: TreePenalty) -> None:
+    """Refuse more weights than can be stored so many times.
+
+    Args:
+        parameters: penalised, by name.
+        config: of the penalty.
+
+    Raises:
+        UserError: too many; the message says how many there may be, and which layers come last.
+    """
+    count = sum(parameter.numel() for parameter in parameters.values())
+    if (needed := stored_bytes(count, config)) > MOST_BYTES:
+        most = MOST_BYTES * count // needed
+        layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+        raise UserError(
+            f"{count:,} penalised weights are too many: {config.stored} stored copies of them take {needed / 1e9:.1f} GB,"
+            f" {most:,} weights at most; name some layers only (the last ones are {', '.join(layers[-3:])})"
+            " or store fewer copies"
+        )
 
 
 def penalised_parameters(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ from sklearn.tree import export_text
 from torch import Tensor, nn
 
 from nas.reporting.charts import Line, Panel, draw
+from nas.trees.regularisation.path_length import MAX_DEPTH, Mimic
 from nas.trees.regularisation.series import GRUHMM, GRUClassifier, fit_markov
 from nas.trees.regularisation.toys import STATES, Split, markov, parabola
 from nas.trees.regularisation.training import (
@@ -217,14 +218,24 @@ def regularise(
 
 def tree_text(result: Regularised, task: Task) -> str:
     """The tree that mimics the network, as indented text."""
-    names = [task.classes[index] for index in result.mimic.tree.classes_]
-    text: str = export_text(result.mimic.tree, feature_names=list(task.split.features), class_names=names, max_depth=20)
+    return mimic_text(result.mimic, task.split.features, task.classes)
+
+
+def mimic_text(mimic: Mimic, features: Sequence[str], classes: Sequence[str]) -> str:
+    """A tree as indented text.
+
+    Args:
+        mimic: the tree.
+        features: d names.
+        classes: k names.
+    """
+    names = [classes[index] for index in mimic.tree.classes_]
+    text: str = export_text(mimic.tree, feature_names=list(features), class_names=names, max_depth=MAX_DEPTH)
     return text
 
 
 def _write(run: RunFolder, result: Regularised, task: Task) -> None:
-    numbers = json.loads(pd.Series(result.numbers()).to_json())  # NaN becomes null
-    write_json(run.path / RESULT, {"classes": list(task.classes), **numbers})
+    write_json(run.path / RESULT, {"classes": list(task.classes), **plain_numbers(result)})
     write_text_atomic(run.path / TREE, tree_text(result, task))
     save_checkpoint(run.path / WEIGHTS, {"model": result.model.state_dict()})
     run.truncate_metrics(0)  # of a run that was killed here
@@ -232,6 +243,12 @@ def _write(run: RunFolder, result: Regularised, task: Task) -> None:
         run.append_metrics({**asdict(seen), "epoch": seen.epoch - 1})
     if result.history:
         draw([tracking_panel(result)], run.path / CURVES, "Path length by epoch, and what the surrogate foretold.")
+
+
+def plain_numbers(result: Regularised) -> dict[str, float | None]:
+    """All that is a number, by name; None for NaN, which JSON has not."""
+    found: dict[str, float | None] = json.loads(pd.Series(result.numbers()).to_json(double_precision=15))
+    return found
 
 
 def tracking_panel(result: Regularised, title: str = "average path length") -> Panel:

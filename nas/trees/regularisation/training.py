@@ -264,7 +264,7 @@ class _Training:
         layers: Sequence[str] | None,
     ) -> None:  # fmt: skip
         self.model, self.split, self.options, self.seed, self.part = model, split, options, seed, part
-        tree = replace(options.tree, strength=options.strength)
+        tree = replace(options.tree, strength=options.strength if options.penalty == "tree" else 0.0)
         self.regularisation = TreeRegularisation(part, split.inputs, tree, seed=seed, layers=layers)
         self.weights = list(self.regularisation.parameters.values())
         self.optimizer = _optimizer(model, options)
