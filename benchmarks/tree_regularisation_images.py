@@ -22,7 +22,8 @@ from search_spaces.architecture import Architecture
 from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
 
-DATA, INPUTS, EVERY = "digits", 300, 2  # a surrogate every 2 epochs; images that the tree is fitted to
+DATA = "digits"
+INPUTS, EVERY = 300, 2  # images that the tree is fitted to, epochs between surrogates
 PENALTIES = {"none": (0.0,), "l2": (1e-3,), "tree": (0.1, 0.3)}
 SMALL_FLOPS = Limit(low=180_000, high=220_000)
 SHOWN = ("accuracy", "train_accuracy", "path_length", "nodes", "fidelity", "test_fidelity", "surrogate_rmse", "seconds")

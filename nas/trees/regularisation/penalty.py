@@ -309,7 +309,7 @@ class TreeRegularisation(Callback):
     def _outputs(self, weights: Tensor) -> Tensor:
         named = self._named(weights)
         with evaluation_mode(self.model):
-            return torch.cat([functional_call(self.model, named, (part,)) for part in self.inputs.split(CHUNK)])
+            return torch.cat([functional_call(self.model, named, (part,)) for part in torch.split(self.inputs, CHUNK)])
 
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
         parts = torch.split(weights, [parameter.numel() for parameter in self.parameters.values()])
@@ -377,7 +377,7 @@ class TreeRegularisation(Callback):
         weights = weights.detach().requires_grad_()
         steps = len(wanted) // len(self.inputs)  # T
         total = torch.zeros_like(weights)
-        for inputs, classes in zip(self.inputs.split(CHUNK), wanted.split(CHUNK * steps), strict=True):
+        for inputs, classes in zip(torch.split(self.inputs, CHUNK), torch.split(wanted, CHUNK * steps), strict=True):
             with torch.enable_grad(), evaluation_mode(self.model):
                 loss = class_loss(functional_call(self.model, self._named(weights), (inputs,)), classes)
                 (gradient,) = torch.autograd.grad(loss, weights)

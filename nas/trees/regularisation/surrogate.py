@@ -105,7 +105,7 @@ class Surrogate(nn.Module):
 
 def blank_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer whose weights are yet to be set: torch's global generator is not drawn from."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     return made
 
 
