@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,19 @@ class Callback(Protocol):
         """After every epoch, before its checkpoint is written."""
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """A callback whose state belongs to the run: it is kept in the checkpoint, and set before a resumed run's first step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Inverse of `state_dict`; tensors come on the CPU. A ValueError says what does not fit."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
     """What `fit` returns."""
@@ -116,7 +129,8 @@ def fit(
         seed: of all randomness in training (not of the initial weights), >= 0.
         run: folder that gets `recipe.json`, a row of `metrics.csv` and `checkpoint.pt` an epoch; of process 0 only.
         loss: replaces the cross entropy, and with it the recipe's label smoothing.
-        callbacks: called in order; of several processes the first decides whether to stop.
+        callbacks: called in order; of several processes the first decides whether to stop. Those that are `Stateful` are
+            kept in the checkpoint; of several processes each needs the first one's, in order, or the first few of them.
         device: where to train.
         resume: continue from the run's checkpoint where there is one.
 
@@ -179,6 +193,10 @@ class _Training:
         self.history: list[dict[str, float]] = []
         self.parallel = share_gradients(model, place)
         self.interruption = Interruption()
+
+    @property
+    def stateful(self) -> list[Stateful]:
+        return [callback for callback in self.callbacks if isinstance(callback, Stateful)]
 
     @property
     def epochs_done(self) -> int:
@@ -289,6 +307,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self.stateful],
         }
 
     def restore(self, stored: dict[str, Any], where: str) -> None:
@@ -314,10 +333,18 @@ class _Training:
             self.history = [dict(row) for row in stored["history"]]
             self.state.stop = bool(stored["stop"])
             require_optimizer_state(self.optimizer, started=bool(self.history))
+            self._restore_callbacks(stored.get("callbacks", []))  # absent before they were kept
         except KeyError as error:
             raise UserError(f"{where} is damaged: key {error} is missing") from error
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{where} does not fit this network: {first_line(error)}") from error
+
+    def _restore_callbacks(self, kept: list[dict[str, Any]]) -> None:
+        own = self.stateful
+        fits = len(own) == len(kept) if self.place.main else len(own) <= len(kept)
+        require(fits, f"it holds the state of {len(kept)} callbacks, here are {len(own)}")
+        for callback, state in zip(own, kept, strict=False):
+            callback.load_state_dict(state)
 
 
 def require_optimizer_state(optimizer: torch.optim.Optimizer, *, started: bool) -> None:

@@ -1,6 +1,7 @@
 """Progress of searches and trainings on the terminal: a bar with an estimate, or a line an epoch where there is no terminal."""
 
 import math
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,10 +17,12 @@ class ProgressBar:
     Args:
         title: shown in front.
         quantity: what ``expected`` of a search counts.
+        seconds: between lines at least, where epochs are short.
     """
 
-    def __init__(self, title: str, quantity: str = "flops") -> None:
-        self.title, self.quantity = title, quantity
+    def __init__(self, title: str, quantity: str = "flops", seconds: float = 0.0) -> None:
+        self.title, self.quantity, self.seconds = title, quantity, seconds
+        self.due = time.monotonic() + seconds
         self.console = Console(stderr=True)
         self.interactive = self.console.is_terminal
         self.progress = Progress(
@@ -65,8 +68,9 @@ class ProgressBar:
 
     def on_epoch_end(self, state: Any) -> None:
         """One line an epoch where no bar can be drawn."""
-        if self.interactive:
+        if self.interactive or time.monotonic() < self.due:
             return
+        self.due = time.monotonic() + self.seconds
         searching, epochs = _loop(state)
         shown = " ".join(
             f"{key}={format_quantity(value) if abs(value) >= 1000 else f'{value:.4g}'}"
@@ -80,4 +84,4 @@ class ProgressBar:
 def _loop(state: Any) -> tuple[bool, int]:
     """Whether the state is a search's, and its number of epochs."""
     searching = hasattr(state, "tau")
-    return searching, state.config.epochs if searching else state.recipe.last_epoch
+    return searching, state.config.epochs if hasattr(state, "config") else state.recipe.last_epoch

@@ -27,11 +27,11 @@ from nas.trees.regularisation.tasks import markov_task, parabola_task, regularis
 from nas.trees.regularisation.toys import MarkovModel, Split, parabola, toy_markov_model
 from nas.trees.regularisation.training import (
     TrainingOptions,
-    _norm,
     check_labels,
     perceptron,
     tracking,
     train_regularised,
+    weight_norm,
 )
 from recipes.recipe import Recipe
 from recipes.tensor_source import TensorSource
@@ -197,7 +197,7 @@ def test_norms_by_hand() -> None:
     plain = train_regularised(perceptron(2, 1, 0, (8, 8)), parabola(0), first, seed=0).model
     before = torch.cat([p.detach().flatten() for p in plain.parameters()])
     for penalty, norm in (("l1", before.abs().sum()), ("l2", before.square().sum())):
-        assert float(_norm([before], penalty)) == pytest.approx(float(norm), rel=1e-6)
+        assert float(weight_norm([before], penalty)) == pytest.approx(float(norm), rel=1e-6)
         options = replace(first, penalty=penalty, strength=1e6, epochs=2, optimizer="adam", lr=1e-4,
                           tree=replace(SMALL, warmup=1))  # fmt: skip
         model = perceptron(2, 1, 0, (8, 8))

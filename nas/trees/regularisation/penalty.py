@@ -11,9 +11,9 @@ and a new surrogate to the last J of these pairs.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,15 @@ from nas.trees.regularisation.path_length import (
 from nas.trees.regularisation.surrogate import Surrogate, SurrogateOptions, fit_surrogate
 from recipes.evaluation import evaluation_mode
 from recipes.trainer import Callback, TrainState
-from search_spaces.errors import UserError, closest
+from search_spaces.errors import UserError, closest, first_line
 from search_spaces.seeding import stream_seed
 from search_spaces.serialisation import require, require_finite
 
 Perturbation = Literal["trees", "outputs", "weights"]
 PERTURBATIONS: tuple[Perturbation, ...] = ("trees", "outputs", "weights")
 SMALLER = (1, 2, 3)  # depths of the trees that weights are pulled towards
+CHUNK = 512  # inputs that go through the network at a time
+MOST_BYTES = 2**30  # of stored weight vectors, in memory and in a checkpoint; a surrogate's fit takes as much again
 FLAT = 1e-12  # a layer's gradient below this moves nothing: its squares would vanish
 PULLED = 0.03  # of each layer's norm, a step
 PROBED = 24  # combinations of outputs whose gradients span the directions of a perturbation
@@ -165,6 +167,8 @@ class TreeRegularisation(Callback):
         self.model, self.inputs, self.config, self.seed = model, inputs, config or TreePenalty(), seed
         self.loss = loss or class_loss
         self.parameters = penalised_parameters(model, layers)
+        if self.config.strength > 0:
+            require_few_weights(self.parameters, self.config)
         self.history: list[Observation] = []
         self.costs = Costs()
         self.surrogate: Surrogate | None = None
@@ -187,7 +191,8 @@ class TreeRegularisation(Callback):
             return next(iter(self.parameters.values())).new_zeros(())
         started = time.process_time()
         share = min(1.0, (len(self.history) - self.config.warmup + 1) / (self.config.ramp + 1))
-        penalty: Tensor = self.config.strength * share * self.surrogate(self.weights())
+        with torch.autocast(self.inputs.device.type, enabled=False):  # few bits would lose what the weights differ in
+            penalty: Tensor = self.config.strength * share * self.surrogate(self.weights())
         self.costs.penalties += time.process_time() - started
         return penalty
 
@@ -213,10 +218,8 @@ class TreeRegularisation(Callback):
         started = time.process_time()
         weights = self.weights().detach().clone()
         epoch, seen = len(self.history) + 1, self.mimic()
-        if (
-            epoch > self.config.warmup - self.config.every
-        ):  # earlier ones only tell that untrained networks have no tree
-            self._store(weights, seen.path_length)
+        if self.config.strength > 0 and epoch > self.config.warmup - self.config.every:
+            self._store(weights, seen.path_length)  # earlier ones only tell that untrained networks have no tree
         self.costs.fitted_trees += 1
         self.costs.trees += time.process_time() - started
         observation = Observation(
@@ -228,6 +231,54 @@ class TreeRegularisation(Callback):
         if self.config.strength > 0 and done >= 0 and done % self.config.every == 0:
             self._refit(weights, epoch)
         return observation
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, at the end of an epoch: plain values and tensors.
+
+        What is known of predictions already seen is not kept: every surrogate begins by forgetting it.
+        """
+        return {
+            "weights": torch.stack(self._weights) if self._weights else None,
+            "lengths": list(self._lengths),
+            "passed": torch.stack(self._passed) if self._passed else None,
+            "history": [asdict(seen) for seen in self.history],
+            "costs": asdict(self.costs),
+            "surrogate": None if self.surrogate is None else dict(self.surrogate.state_dict()),
+            "surrogate_error": self.surrogate_error,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            UserError: the state of another network, or damaged.
+        """
+        try:
+            weights, passed = self._rows_of_state(state["weights"]), self._rows_of_state(state["passed"])
+            lengths = [float(length) for length in state["lengths"]]
+            require(len(weights) == len(lengths), f"{len(weights)} stored weights have {len(lengths)} path lengths")
+            history = [Observation(**seen) for seen in state["history"]]
+            costs, error, stored = Costs(**state["costs"]), float(state["surrogate_error"]), state["surrogate"]
+            surrogate = None if stored is None else Surrogate.restored(stored, self.weights().device)
+            if surrogate is not None:
+                surrogate(self.weights().detach())  # of as many weights as this network has
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as problem:
+            raise UserError(f"the state of a tree penalty is damaged: {first_line(problem)}") from problem
+        self._weights, self._passed, self._lengths, self._known = weights, passed, lengths, {}
+        self.history, self.costs, self.surrogate, self.surrogate_error = history, costs, surrogate, error
+
+    def _rows_of_state(self, stored: Tensor | None) -> list[Tensor]:
+        """Weight vectors, each in memory of its own as they were: where a vector begins may decide a sum's last bits."""
+        if stored is None:
+            return []
+        own = self.weights()
+        require(
+            stored.ndim == 2 and stored.shape[1] == len(own),
+            f"stored weights must be (n, {len(own)}), got {tuple(stored.shape)}",
+        )
+        return [row.to(own.device).clone() for row in stored]
 
     def mimic(self) -> Mimic:
         """The tree that mimics the network as it is."""
@@ -256,9 +307,9 @@ class TreeRegularisation(Callback):
 
     @torch.no_grad()
     def _outputs(self, weights: Tensor) -> Tensor:
+        named = self._named(weights)
         with evaluation_mode(self.model):
-            outputs: Tensor = functional_call(self.model, self._named(weights), (self.inputs,))
-        return outputs
+            return torch.cat([functional_call(self.model, named, (part,)) for part in torch.split(self.inputs, CHUNK)])
 
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
         parts = torch.split(weights, [parameter.numel() for parameter in self.parameters.values()])
@@ -314,15 +365,24 @@ class TreeRegularisation(Callback):
             wanted = torch.from_numpy(tree.predict(self._rows)).to(self.inputs.device)
             moved, way = weights, []
             for _ in range(steps):
-                moved = moved.detach().requires_grad_()
-                with torch.enable_grad(), evaluation_mode(self.model):
-                    outputs = functional_call(self.model, self._named(moved), (self.inputs,))
-                    (gradient,) = torch.autograd.grad(class_loss(outputs, wanted), moved)
-                sizes, slopes = self._layer_sizes(moved.detach()), self._layer_sizes(gradient)
-                moved = moved.detach() - PULLED * sizes * gradient / slopes.clamp(min=FLAT)
+                gradient = self._gradient(moved, wanted)
+                sizes, slopes = self._layer_sizes(moved), self._layer_sizes(gradient)
+                moved = moved - PULLED * sizes * gradient / slopes.clamp(min=FLAT)
                 way.append(moved)
             ways.append(way)
         return [moved for together in zip(*ways, strict=True) for moved in together][: self.config.perturbed]
+
+    def _gradient(self, weights: Tensor, wanted: Tensor) -> Tensor:
+        """Of the loss against classes `(n,)`, of series `(n * T,)`, in the weights: `(D,)`."""
+        weights = weights.detach().requires_grad_()
+        steps = len(wanted) // len(self.inputs)  # T
+        total = torch.zeros_like(weights)
+        for inputs, classes in zip(torch.split(self.inputs, CHUNK), torch.split(wanted, CHUNK * steps), strict=True):
+            with torch.enable_grad(), evaluation_mode(self.model):
+                loss = class_loss(functional_call(self.model, self._named(weights), (inputs,)), classes)
+                (gradient,) = torch.autograd.grad(loss, weights)
+            total = total + gradient * (len(inputs) / len(self.inputs))
+        return total
 
     def _layer_sizes(self, weights: Tensor) -> Tensor:
         """Root mean square of each layer's weights, for each weight: `(D,)`."""
@@ -350,6 +410,37 @@ class TreeRegularisation(Callback):
         size = outputs.detach().square().sum().sqrt()  # a step of 1 / effect changes the outputs by norm 1
         steps: Tensor = directions[kept] / effects[kept, None] * size
         return steps
+
+
+def stored_bytes(weights: int, config: TreePenalty) -> int:
+    """Bytes of the weight vectors that a penalty keeps at most, at four a weight.
+
+    Args:
+        weights: D.
+        config: of the penalty.
+    """
+    return 4 * weights * (config.stored + config.stored // 2 + config.surrogate.directions)
+
+
+def require_few_weights(parameters: Mapping[str, nn.Parameter], config: TreePenalty) -> None:
+    """Refuse more weights than can be stored so many times.
+
+    Args:
+        parameters: penalised, by name.
+        config: of the penalty.
+
+    Raises:
+        UserError: too many; the message says how many there may be, and which layers come last.
+    """
+    count = sum(parameter.numel() for parameter in parameters.values())
+    if (needed := stored_bytes(count, config)) > MOST_BYTES:
+        most = MOST_BYTES * count // needed
+        layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+        raise UserError(
+            f"{count:,} penalised weights are too many: {config.stored} stored copies of them take {needed / 1e9:.1f} GB,"
+            f" {most:,} weights at most; name some layers only (the last ones are {', '.join(layers[-3:])})"
+            " or store fewer copies"
+        )
 
 
 def penalised_parameters(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -4,6 +4,7 @@ A path length has no gradient: trees are fitted, not differentiated. A small per
 """
 # D weights of the network, J stored weight vectors, r directions that they span
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +69,29 @@ class Surrogate(nn.Module):
         self.register_buffer("centre", centre)
         self.register_buffer("projection", projection)
         directions = projection.shape[1]
-        self.hidden = nn.Linear(directions, options.hidden)
-        self.output = nn.Linear(options.hidden, 1)
+        self.hidden, self.output = blank_linear(directions, options.hidden), blank_linear(options.hidden, 1)
         for layer in (self.hidden, self.output):
             bound = layer.in_features**-0.5
             for parameter in layer.parameters():
                 drawn = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
                 parameter.data.copy_(drawn)
         self.to(weights.device)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Tensor], device: torch.device) -> "Surrogate":
+        """Inverse of `state_dict`, frozen as `fit_surrogate` leaves it.
+
+        Raises:
+            KeyError: something is missing.
+            RuntimeError: shapes that do not fit together.
+        """
+        directions, units = state["projection"].shape[1], len(state["hidden.bias"])
+        pair = torch.zeros(2, len(state["centre"]))
+        made = cls(pair, SurrogateOptions(hidden=units), torch.Generator())
+        made.projection = torch.empty_like(state["projection"])
+        made.hidden = blank_linear(directions, units)
+        made.load_state_dict(state)
+        return made.to(device).requires_grad_(False)
 
     def forward(self, weights: Tensor) -> Tensor:
         """Predicted path lengths."""
@@ -87,6 +103,12 @@ class Surrogate(nn.Module):
         return lengths
 
 
+def blank_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer whose weights are yet to be set: torch's global generator is not drawn from."""
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    return made
+
+
 def principal_directions(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Mean `(D,)` of weight vectors `(J, D)` and the map `(D, r)` to coordinates, the first of which has variance 1.
 
@@ -96,7 +118,11 @@ def principal_directions(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     centre = weights.mean(0)
     centred = weights - centre
-    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
+    products = (centred @ centred.T).double()
+    require(
+        bool(products.isfinite().all()), "the network's weights have become too large for a surrogate; try a lower lr"
+    )
+    values, vectors = torch.linalg.eigh(products)
     kept = torch.arange(len(values) - 1, -1, -1, device=weights.device)[:most]
     rounding = ALIKE * weights.double().square().sum()
     kept = kept[values[kept] > torch.maximum(SMALL * values[-1], rounding)]

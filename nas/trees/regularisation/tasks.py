@@ -1,9 +1,10 @@
 """``nas tree-reg``: a toy or a table, a network, a penalty; the tree that mimics the result, in a run folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,13 @@ from sklearn.tree import export_text
 from torch import Tensor, nn
 
 from nas.reporting.charts import Line, Panel, draw
+from nas.trees.regularisation.path_length import MAX_DEPTH, Mimic
 from nas.trees.regularisation.series import GRUHMM, GRUClassifier, fit_markov
 from nas.trees.regularisation.toys import STATES, Split, markov, parabola
 from nas.trees.regularisation.training import (
     HIDDEN,
+    SAVE_EVERY_S,
+    EpochDone,
     Regularised,
     TrainingOptions,
     check_labels,
@@ -48,6 +52,7 @@ class Task:
         model: untrained.
         penalised: part of it whose path length counts; None for all of it.
         classes: names.
+        settings: plain values that decide data and network besides the name and the seed.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Task:
     model: nn.Module
     penalised: nn.Module | None = None
     classes: tuple[str, ...] = ("0", "1")
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Standardise(nn.Module):
@@ -88,11 +94,13 @@ def markov_task(seed: int, network: str = "gru", hidden: int = 20) -> Task:
     features = split.inputs.shape[2]
     if network == "gru":
         with seeded(seed, "weights"):
-            return Task(name="markov, gru", split=split, model=GRUClassifier(features, hidden))
+            return Task(
+                name="markov, gru", split=split, model=GRUClassifier(features, hidden), settings={"hidden": hidden}
+            )
     fitted, _ = fit_markov(split.inputs.numpy(), STATES, numpy_rng(seed, "markov fit"))
     with seeded(seed, "weights"):
         model = GRUHMM(fitted, hidden)
-    return Task(name="markov, gru-hmm", split=split, model=model, penalised=model.residual)
+    return Task(name="markov, gru-hmm", split=split, model=model, penalised=model.residual, settings={"hidden": hidden})
 
 
 def table_task(path: str | Path, label: str, *, seed: int, held_out: float = 0.3) -> Task:
@@ -124,7 +132,8 @@ def table_task(path: str | Path, label: str, *, seed: int, held_out: float = 0.3
     check_labels(split.labels)
     outputs = 1 if len(classes) == 2 else len(classes)
     model = nn.Sequential(Standardise(split.inputs), *perceptron(rows.shape[1], outputs, seed, HIDDEN))
-    return Task(name=Path(path).name, split=split, model=model, classes=classes)
+    settings = {"label": label, "held_out": held_out, "sha256": sha256(Path(path).read_bytes()).hexdigest()}
+    return Task(name=Path(path).name, split=split, model=model, classes=classes, settings=settings)
 
 
 def _read_table(path: Path, label: str) -> pd.DataFrame:
@@ -162,29 +171,46 @@ def regularise(
     layers: Sequence[str] | None = None,
     out: str | Path | None = None,
     command: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[EpochDone], None] | None = None,
+    resume: bool = False,
+    save_every_s: float = SAVE_EVERY_S,
 ) -> Regularised:
     """Train the task's network with a penalty.
+
+    Killed at any moment, a run goes on from its last checkpoint with ``resume``, and ends as if it had not been.
 
     Args:
         task: data and network.
         options: of training and penalty.
         seed: of the order of rows and of the penalty's surrogates.
         layers: names of the penalised layers; None for all.
-        out: new folder for `result.json`, `tree.txt`, `weights.pt`, and of a tree penalty `metrics.csv` and
-            `path_length.svg`; None writes nothing.
+        out: run folder for `checkpoint.pt`, `result.json`, `tree.txt`, `weights.pt`, and of a tree penalty `metrics.csv`
+            and `path_length.svg`; None writes nothing.
         command: recorded in the folder.
-        progress: told the number of epochs done.
+        progress: told after every epoch.
+        resume: continue the run in ``out``.
+        save_every_s: seconds between checkpoints at least, see `train_regularised`.
 
     Raises:
-        UserError: see `train_regularised`; a folder that is not empty.
+        UserError: see `train_regularised`; a folder that is not empty, or holds another run.
     """
-    recorded = {"kind": "tree-reg", "task": task.name, "layers": None if layers is None else list(layers)}
-    folder = nullcontext() if out is None else RunFolder(out, recorded | to_plain(options), seed=seed, command=command)
+    require(not resume or out is not None, "resume needs a run folder")
+    recorded = {
+        "kind": "tree-reg",
+        "task": task.name,
+        "settings": to_plain(task.settings),
+        "layers": None if layers is None else list(layers),
+        "threads": torch.get_num_threads(),
+        **to_plain(options),
+    }
+    folder: RunFolder | nullcontext[None] = nullcontext()
+    if out is not None:
+        folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
     with folder as run:
         result = train_regularised(
-            task.model, task.split, options, seed=seed, penalised=task.penalised, layers=layers, progress=progress
-        )
+            task.model, task.split, options, seed=seed, penalised=task.penalised, layers=layers, progress=progress,
+            checkpoint=None if run is None else run.checkpoint, save_every_s=save_every_s,
+        )  # fmt: skip
         if run is not None:
             _write(run, result, task)
     return result
@@ -192,20 +218,37 @@ def regularise(
 
 def tree_text(result: Regularised, task: Task) -> str:
     """The tree that mimics the network, as indented text."""
-    names = [task.classes[index] for index in result.mimic.tree.classes_]
-    text: str = export_text(result.mimic.tree, feature_names=list(task.split.features), class_names=names, max_depth=20)
+    return mimic_text(result.mimic, task.split.features, task.classes)
+
+
+def mimic_text(mimic: Mimic, features: Sequence[str], classes: Sequence[str]) -> str:
+    """A tree as indented text.
+
+    Args:
+        mimic: the tree.
+        features: d names.
+        classes: k names.
+    """
+    names = [classes[index] for index in mimic.tree.classes_]
+    text: str = export_text(mimic.tree, feature_names=list(features), class_names=names, max_depth=MAX_DEPTH)
     return text
 
 
 def _write(run: RunFolder, result: Regularised, task: Task) -> None:
-    numbers = json.loads(pd.Series(result.numbers()).to_json())  # NaN becomes null
-    write_json(run.path / RESULT, {"classes": list(task.classes), **numbers})
+    write_json(run.path / RESULT, {"classes": list(task.classes), **plain_numbers(result)})
     write_text_atomic(run.path / TREE, tree_text(result, task))
     save_checkpoint(run.path / WEIGHTS, {"model": result.model.state_dict()})
+    run.truncate_metrics(0)  # of a run that was killed here
     for seen in result.history:
         run.append_metrics({**asdict(seen), "epoch": seen.epoch - 1})
     if result.history:
         draw([tracking_panel(result)], run.path / CURVES, "Path length by epoch, and what the surrogate foretold.")
+
+
+def plain_numbers(result: Regularised) -> dict[str, float | None]:
+    """All that is a number, by name; None for NaN, which JSON has not."""
+    found: dict[str, float | None] = json.loads(pd.Series(result.numbers()).to_json(double_precision=15))
+    return found
 
 
 def tracking_panel(result: Regularised, title: str = "average path length") -> Panel:
