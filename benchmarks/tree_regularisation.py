@@ -27,7 +27,7 @@ from nas.trees.regularisation.path_length import TreeOptions, average_path_lengt
 from nas.trees.regularisation.penalty import TreePenalty
 from nas.trees.regularisation.tasks import Task, markov_task, parabola_task, regularise
 from nas.trees.regularisation.toys import fresh_parabola
-from nas.trees.regularisation.training import TrainingOptions, accuracy, auc
+from nas.trees.regularisation.training import RegularisationOptions, accuracy, auc
 from search_spaces.serialisation import read_json, to_plain, write_json
 
 FIGURE, TRACKING = Path("docs/figures/tree_regularisation.svg"), Path("docs/figures/tree_surrogate.svg")
@@ -41,8 +41,8 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
     "markov, gru": {"none": (0.0,), "l2": (1e-3, 3e-3, 1e-2), "tree": (0.1, 0.3, 1.0)},
     "markov, gru-hmm": {"none": (0.0,), "l2": (1e-3, 3e-3, 1e-2), "tree": (0.1, 0.3, 1.0)},
 }
-PARABOLA = TrainingOptions(epochs=150, tree=TreePenalty(warmup=40))
-MARKOV = TrainingOptions(
+PARABOLA = RegularisationOptions(epochs=150, tree=TreePenalty(warmup=40))
+MARKOV = RegularisationOptions(
     epochs=60, batch_size=10, lr=0.2, tree=TreePenalty(warmup=15, ramp=25, tree=TreeOptions(min_samples_leaf=25))
 )
 EVERY = (1, 2, 5, 25)  # epochs between surrogates, for the cost (document 002: 25)
@@ -59,7 +59,7 @@ class Job:
     """One training."""
 
     task: str
-    options: TrainingOptions
+    options: RegularisationOptions
     seed: int
 
     def plain(self) -> dict[str, Any]:

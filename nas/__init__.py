@@ -55,6 +55,16 @@ _WHERE = {
     "SoftDecisionTree": "nas.trees.soft.tree",
     "SoftTreeLoss": "nas.trees.soft.tree",
     "train_soft_tree": "nas.trees.soft.training",
+    "regularise": "nas.trees.regularisation.tasks",
+    "parabola_task": "nas.trees.regularisation.tasks",
+    "markov_task": "nas.trees.regularisation.tasks",
+    "table_task": "nas.trees.regularisation.tasks",
+    "RegularisationOptions": "nas.trees.regularisation.training",
+    "regularise_images": "nas.trees.regularisation.images",
+    "TreePenalty": "nas.trees.regularisation.penalty",
+    "TreeRegularisation": "nas.trees.regularisation.penalty",
+    "mimic": "nas.trees.regularisation.path_length",
+    "average_path_length": "nas.trees.regularisation.path_length",
     "Hierarchy": "nas.trees.hierarchy",
     "induced_hierarchy": "nas.trees.induced",
     "model_hierarchy": "nas.trees.induced",
@@ -125,6 +135,16 @@ if TYPE_CHECKING:
     from nas.trees.losses import TreeSupervision as TreeSupervision
     from nas.trees.nbdt import NBDT as NBDT
     from nas.trees.outputs import tree_outputs as tree_outputs
+    from nas.trees.regularisation.images import regularise_images as regularise_images
+    from nas.trees.regularisation.path_length import average_path_length as average_path_length
+    from nas.trees.regularisation.path_length import mimic as mimic
+    from nas.trees.regularisation.penalty import TreePenalty as TreePenalty
+    from nas.trees.regularisation.penalty import TreeRegularisation as TreeRegularisation
+    from nas.trees.regularisation.tasks import markov_task as markov_task
+    from nas.trees.regularisation.tasks import parabola_task as parabola_task
+    from nas.trees.regularisation.tasks import regularise as regularise
+    from nas.trees.regularisation.tasks import table_task as table_task
+    from nas.trees.regularisation.training import RegularisationOptions as RegularisationOptions
     from nas.trees.soft.distilling import distill_tree as distill_tree
     from nas.trees.soft.training import train_soft_tree as train_soft_tree
     from nas.trees.soft.tree import SoftDecisionTree as SoftDecisionTree

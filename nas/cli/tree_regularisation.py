@@ -203,9 +203,9 @@ def _train(task: "Task", given: dict[str, Any]) -> None:
     from nas.trees.regularisation.path_length import TreeOptions
     from nas.trees.regularisation.penalty import TreePenalty
     from nas.trees.regularisation.tasks import regularise, tree_text
-    from nas.trees.regularisation.training import TrainingOptions
+    from nas.trees.regularisation.training import RegularisationOptions
 
-    options = TrainingOptions(
+    options = RegularisationOptions(
         penalty=given["penalty"], strength=given["strength"], epochs=given["epochs"], batch_size=given["batch_size"],
         optimizer=given["optimizer"], lr=given["lr"],
         tree=TreePenalty(

@@ -26,7 +26,7 @@ from nas.trees.regularisation.surrogate import Surrogate, SurrogateOptions, fit_
 from nas.trees.regularisation.tasks import markov_task, parabola_task, regularise, table_task
 from nas.trees.regularisation.toys import MarkovModel, Split, parabola, toy_markov_model
 from nas.trees.regularisation.training import (
-    TrainingOptions,
+    RegularisationOptions,
     check_labels,
     perceptron,
     tracking,
@@ -179,7 +179,7 @@ def test_weights_of_another_run_may_be_added() -> None:
     assert tree._lengths == [0]
 
 
-SHORT = TrainingOptions(penalty="tree", strength=0.05, epochs=5, tree=SMALL)
+SHORT = RegularisationOptions(penalty="tree", strength=0.05, epochs=5, tree=SMALL)
 
 
 def test_the_same_seed_gives_the_same_network_bit_for_bit() -> None:
@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_network_bit_for_bit() -> None:
 
 def test_norms_by_hand() -> None:
     """A step of full-batch Adam has the sign of the gradient: after the warm-up the weights move towards 0."""
-    first = TrainingOptions(epochs=1, batch_size=350, lr=1e-9, tree=replace(SMALL, warmup=1))
+    first = RegularisationOptions(epochs=1, batch_size=350, lr=1e-9, tree=replace(SMALL, warmup=1))
     plain = train_regularised(perceptron(2, 1, 0, (8, 8)), parabola(0), first, seed=0).model
     before = torch.cat([p.detach().flatten() for p in plain.parameters()])
     for penalty, norm in (("l1", before.abs().sum()), ("l2", before.square().sum())):
@@ -353,7 +353,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run([*command, "--out", str(out), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     stored = json.loads((out / "result.json").read_text())
-    options = TrainingOptions(
+    options = RegularisationOptions(
         penalty="tree", strength=0.1, epochs=3, tree=TreePenalty(warmup=1, every=1, tree=TreeOptions(max_depth=3))
     )  # fmt: skip
     expected = regularise(parabola_task(0), options, seed=0)

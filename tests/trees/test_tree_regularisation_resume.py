@@ -19,7 +19,7 @@ from nas.trees.regularisation.penalty import TreePenalty, TreeRegularisation
 from nas.trees.regularisation.surrogate import SurrogateOptions
 from nas.trees.regularisation.tasks import Task, markov_task, parabola_task, regularise
 from nas.trees.regularisation.toys import parabola
-from nas.trees.regularisation.training import EpochDone, Regularised, TrainingOptions, perceptron
+from nas.trees.regularisation.training import EpochDone, RegularisationOptions, Regularised, perceptron
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
@@ -29,7 +29,7 @@ from search_spaces.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TREE = TreePenalty(warmup=2, ramp=2, every=2, perturbed=6, stored=24, surrogate=SurrogateOptions(steps=20))
-OPTIONS = TrainingOptions(penalty="tree", strength=0.1, epochs=9, tree=TREE)
+OPTIONS = RegularisationOptions(penalty="tree", strength=0.1, epochs=9, tree=TREE)
 
 
 class Killed(BaseException):
@@ -67,7 +67,7 @@ def same(first: Regularised, second: Regularised) -> bool:
     ],
     ids=["tree", "outputs", "l2"],
 )
-def test_killed_and_resumed_is_undisturbed(options: TrainingOptions, epochs: int, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_undisturbed(options: RegularisationOptions, epochs: int, tmp_path: Path) -> None:
     whole = regularise(parabola_task(0), options, seed=0, out=tmp_path / "whole", save_every_s=0)
     with pytest.raises(Killed):
         regularise(

@@ -21,8 +21,8 @@ from nas.trees.regularisation.training import (
     HIDDEN,
     SAVE_EVERY_S,
     EpochDone,
+    RegularisationOptions,
     Regularised,
-    TrainingOptions,
     check_labels,
     perceptron,
     seeded,
@@ -165,7 +165,7 @@ def _classes_of(column: "pd.Series[Any]", name: str) -> tuple[Tensor, tuple[str,
 
 def regularise(
     task: Task,
-    options: TrainingOptions,
+    options: RegularisationOptions,
     *,
     seed: int,
     layers: Sequence[str] | None = None,

@@ -37,7 +37,7 @@ HIDDEN = (100, 100, 10)  # document 002: "a 3-layer MLP with 100 first layer nod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingOptions:
+class RegularisationOptions:
     """How a classifier is trained.
 
     Attributes:
@@ -187,7 +187,7 @@ class EpochDone:
         row: numbers of the epoch.
     """
 
-    config: TrainingOptions
+    config: RegularisationOptions
     epoch: int
     steps: int
     loss: float
@@ -202,7 +202,7 @@ class EpochDone:
 def train_regularised(
     model: nn.Module,
     split: Split,
-    options: TrainingOptions,
+    options: RegularisationOptions,
     *,
     seed: int,
     penalised: nn.Module | None = None,
@@ -260,7 +260,7 @@ class _Training:
     """What changes during a training: the content of a checkpoint, and the epochs that change it."""
 
     def __init__(
-        self, model: nn.Module, split: Split, options: TrainingOptions, seed: int, part: nn.Module,
+        self, model: nn.Module, split: Split, options: RegularisationOptions, seed: int, part: nn.Module,
         layers: Sequence[str] | None,
     ) -> None:  # fmt: skip
         self.model, self.split, self.options, self.seed, self.part = model, split, options, seed, part
@@ -369,7 +369,7 @@ class _Training:
         )  # fmt: skip
 
 
-def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, options: RegularisationOptions) -> torch.optim.Optimizer:
     if options.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=options.lr)
     return torch.optim.SGD(model.parameters(), lr=options.lr, momentum=MOMENTUM)
