@@ -126,7 +126,7 @@ def test_of_augmented_images_the_teacher_is_asked_batch_by_batch() -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10))
     Seen.steps.clear()
-    distill_tree(teacher, "digits", depth=2, epochs=2, temperature=2.5, augment=True, loss=Seen())
+    distill_tree(teacher, "digits", depth=2, epochs=2, temperature=2.5, augment=True, batch_size=128, loss=Seen())
     half = len(Seen.steps) // 2
     labelled, taught = Seen.steps[:half], Seen.steps[half:]
     assert half == 2 * (1437 // 128)
