@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import nas
 from benchmarks.tables import parser, write_table
-from nas.trees.soft.distilling import LABELS, SOFT_LABELS, TEACHER_RECIPE, soft_labels, teacher_network
+from nas.trees.soft.distilling import LABELS, SOFT_LABELS, TEACHER_RECIPE, taught_targets, teacher_network
 from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, network_outputs
@@ -60,14 +60,14 @@ def rows_of(
         "epochs": TEACHER_RECIPE.epochs, "batch_size": TEACHER_RECIPE.batch_size, "lr": TEACHER_RECIPE.lr
     }  # fmt: skip
     rows = [_row("network", depth, trained.evaluation, folder, seed) | settings for depth in depths]
-    probabilities = None
+    taught_by = None
     for depth in depths:
         for name in targets:
             folder = work / f"depth{depth}_{name}_seed{seed}"
-            if name == SOFT_LABELS and probabilities is None:
-                probabilities = soft_labels(trained.model, dataset, dataset.resolution)
+            if name == SOFT_LABELS and taught_by is None:
+                taught_by = taught_targets(trained.model, dataset, dataset.resolution, TREE_RECIPE)
             tree = train_soft_tree(
-                dataset, targets=probabilities if name == SOFT_LABELS else None, depth=depth, out=folder, seed=seed,
+                dataset, targets=taught_by if name == SOFT_LABELS else None, depth=depth, out=folder, seed=seed,
                 resume=True,
             )  # fmt: skip
             rows.append(

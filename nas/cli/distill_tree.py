@@ -44,6 +44,13 @@ def distill_tree_command(
         str | None, typer.Option("--form", help="loss: expected (cross entropy of the leaves), log (of it) or mixture")
     ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="divides the teacher's logits")] = 1.0,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            "--augment/--no-augment",
+            help="random crops and flips of the trees' images, of which the teacher is asked batch by batch",
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="run folder; default soft_tree in the teacher's run folder")
@@ -75,7 +82,7 @@ def distill_tree_command(
             model, data, depth=depth, beta=beta, loss=loss, temperature=temperature, recipe=recipe,
             teacher_epochs=teacher_epochs, out=out, seed=seed, data_dir=data_dir, device=device, resume=resume,
             callbacks=[] if progress is None else [progress], command=sys.argv[1:],
-            epochs=epochs, batch_size=batch_size, lr=lr,
+            epochs=epochs, batch_size=batch_size, lr=lr, augment=augment,
         )  # fmt: skip
     teacher = result.teacher
     typer.echo(

@@ -1,17 +1,20 @@
 """`nas distill-tree`: teacher and trees on digits, from the terminal and from Python."""
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nas
 from nas.cli.main import run
 from nas.trees.soft.distilling import distill_tree
+from nas.trees.soft.teaching import Teacher
 from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
+from nas.trees.soft.tree import SoftTreeLoss
 from recipes.checkpoint import load_checkpoint
 from recipes.evaluation import evaluate
 from recipes.sources import Source
@@ -29,13 +32,18 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Stop:
-    """Stops a training of trees as Ctrl-C would, after its first epoch."""
+    """Stops the training of a tree as Ctrl-C would, after its first epoch."""
+
+    def __init__(self, tree: str = "labels") -> None:
+        self.wanted, self.seen = ("labels", "soft_labels").index(tree), -1
 
     def on_step_end(self, state: Any) -> None:
         """Nothing."""
 
     def on_epoch_end(self, state: Any) -> None:
-        if state.recipe.name == TREE_RECIPE.name and state.epoch == 1:
+        if state.recipe.name == TREE_RECIPE.name and state.epoch == 0:
+            self.seen += 1
+        if state.recipe.name == TREE_RECIPE.name and state.epoch == 1 and self.seen == self.wanted:
             raise KeyboardInterrupt
 
 
@@ -101,6 +109,89 @@ def test_soft_labels_are_the_teacher_s(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(targets, torch.softmax(teacher(images) / 2.5, 1), atol=1e-6)
     assert result.out is None and set(result.trees) == {"labels", "soft_labels"}
     assert result.trees["labels"].tree.depth == 2
+
+
+class Seen(SoftTreeLoss):
+    """Keeps what each step is given."""
+
+    steps: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, progress: float, /) -> Tensor:
+        self.steps.append((images.clone(), targets))
+        return super().__call__(model, images, targets, progress)
+
+
+def test_of_augmented_images_the_teacher_is_asked_batch_by_batch() -> None:
+    """Both trees see the same shifted images, one with labels, the other with the teacher's word on the shifted ones."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10))
+    Seen.steps.clear()
+    distill_tree(teacher, "digits", depth=2, epochs=2, temperature=2.5, augment=True, batch_size=128, loss=Seen())
+    half = len(Seen.steps) // 2
+    labelled, taught = Seen.steps[:half], Seen.steps[half:]
+    assert half == 2 * (1437 // 128)
+    assert not torch.equal(
+        labelled[0][0].sum((0, 1)), labelled[half // 2][0].sum((0, 1))
+    )  # another epoch, other images
+    teacher.eval()
+    for (images, labels), (shown, targets) in zip(labelled, taught, strict=True):
+        assert labels.ndim == 1 and torch.equal(images, shown)
+        assert torch.allclose(targets, torch.softmax(teacher(images) / 2.5, 1), atol=1e-6)
+        assert not targets.requires_grad
+    assert teacher[2].weight.grad is None
+    stored = {
+        tuple(image.flatten().tolist())
+        for image in next(nas.load_dataset("digits").train.batches(1437, resolution=16))[0]
+    }
+    moved = sum(tuple(image.flatten().tolist()) not in stored for image in taught[0][0])
+    assert moved > 64
+
+
+def test_a_stopped_run_on_augmented_images_goes_on_to_the_same_trees(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run([*COMMAND, "--teacher-epochs", "1", "--augment", "--out", str(whole)]) == 0
+    options: dict[str, Any] = {"data": "digits", "depth": 3, "epochs": 3, "teacher_epochs": 1, "augment": True}
+    with pytest.raises(KeyboardInterrupt):
+        distill_tree(None, out=stopped, callbacks=[Stop("soft_labels")], **options)
+    assert load_checkpoint(stopped / "labels" / "tree.pt") and not (stopped / "soft_labels" / "tree.pt").exists()
+    distill_tree(None, out=stopped, resume=True, **options)
+    for name in ("labels", "soft_labels"):
+        states = [load_checkpoint(folder / name / "tree.pt")["state"] for folder in (stopped, whole)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert not torch.equal(states[0]["leaves"], load_checkpoint(whole / "labels" / "tree.pt")["state"]["leaves"])
+
+
+def test_another_teacher_is_another_run(tmp_path: Path) -> None:
+    """Weights, resolution and temperature are told in config.json; the same ones go on."""
+    torch.manual_seed(0)
+    network, options = nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), {"depth": 2, "epochs": 1, "augment": True}
+    teacher = Teacher(network=network, resolution=16)
+    train_soft_tree("digits", targets=teacher, out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    train_soft_tree("digits", targets=teacher, out=tmp_path / "run", resume=True, **options)  # type: ignore[arg-type]
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[1].bias[3] += 1e-3
+    for wrong in (Teacher(network=other, resolution=16), Teacher(network=network, resolution=16, temperature=2.0)):
+        with pytest.raises(UserError, match="targets"):
+            train_soft_tree("digits", targets=wrong, out=tmp_path / "run", resume=True, **options)  # type: ignore[arg-type]
+
+
+def test_a_teacher_of_larger_images_gets_them_larger() -> None:
+    """Each 2x2 pixels become 4x4 by bilinear interpolation: a constant image stays what it is."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    images = torch.full((2, 1, 2, 2), 0.5)
+    found = Teacher(network=network, resolution=4, temperature=0.5)(images)
+    assert torch.allclose(found, torch.softmax(network(torch.full((2, 1, 4, 4), 0.5)) / 0.5, 1), atol=1e-6)
+    with pytest.raises(UserError, match="resolution must be >= 1 pixel, got 0"):
+        Teacher(network=network, resolution=0)
+    with pytest.raises(UserError, match="temperature must be > 0, got -1"):
+        Teacher(network=network, resolution=4, temperature=-1)
+    for wrong, message in (
+        (nn.Linear(3, 10), "does not take digits's images of 16 pixels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(256, 9)), r"digits's 10 classes.*shape \(9,\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_soft_tree("digits", targets=Teacher(network=wrong, resolution=16), depth=2)
 
 
 def test_trees_learn_digits() -> None:

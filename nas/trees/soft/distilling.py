@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from nas.loading import load_model, trained_folder
 from nas.training import train
+from nas.trees.soft.teaching import Teacher, probabilities, refusals, require_logits, require_temperature
 from nas.trees.soft.training import (
     RESULT,
     TrainedTree,
@@ -30,7 +31,6 @@ from recipes.run_folder import RunFolder
 from recipes.sources import Source
 from recipes.trainer import Callback, checked_device
 from search_spaces.architecture import Architecture, Block
-from search_spaces.errors import UserError, first_line
 from search_spaces.serialisation import require, to_plain, write_json
 
 DATA = "mnist"  # where neither data nor a trained teacher says otherwise
@@ -100,6 +100,9 @@ def distill_tree(
 ) -> DistilledTrees:
     """Train a soft decision tree on labels, and the same tree on a network's probabilities for the same images.
 
+    Where the recipe augments, both trees see the same augmented images: one with their labels, the other with what the network
+    says of the images as they are then.
+
     Args:
         teacher: run folder of `nas train` or `nas demo`, a model.pt, or a module that gives logits; None trains
             `teacher_network` first.
@@ -123,7 +126,7 @@ def distill_tree(
     Raises:
         UserError: anything wrong with the input, in one line.
     """
-    require(0 < temperature < float("inf"), f"temperature must be > 0, got {temperature}")
+    require_temperature(temperature)
     require(not resume or out is not None, "resume needs a run folder")
     require(teacher is None or teacher_epochs is None, "teacher_epochs are of a teacher that is trained; one was given")
     where, loss = checked_device(device), loss or SoftTreeLoss()
@@ -162,7 +165,7 @@ def distill_tree(
         evaluation, taught = _test(network, dataset, side, device)
         targets = {
             LABELS: None,
-            SOFT_LABELS: soft_labels(network, dataset, side, temperature=temperature, device=device),
+            SOFT_LABELS: taught_targets(network, dataset, side, recipe, temperature=temperature, device=device),
         }
         trees = {
             name: train_soft_tree(
@@ -179,6 +182,32 @@ def distill_tree(
             rows = {name: {**tree_numbers(tree), "agreement_percent": agreement[name]} for name, tree in trees.items()}
             write_json(run.path / RESULT, {TEACHER: numbers(evaluation), **rows})
     return result
+
+
+def taught_targets(
+    network: nn.Module,
+    dataset: Dataset,
+    resolution: int,
+    recipe: Recipe,
+    *,
+    temperature: float = 1.0,
+    device: str = "cpu",
+) -> Tensor | Teacher:
+    """What a tree learns from a network: its `soft_labels`, or where the recipe augments the network itself.
+
+    Images that change from epoch to epoch have no soft labels that could be made once; the network is asked batch by batch.
+
+    Args:
+        network: as `soft_labels`, like all that is not said here.
+        dataset: with training images.
+        resolution: side in pixels at which images go through the network.
+        recipe: of the tree.
+        temperature: divides the logits.
+        device: where to compute.
+    """
+    if recipe.augment:
+        return Teacher(network=network, resolution=resolution, temperature=temperature)
+    return soft_labels(network, dataset, resolution, temperature=temperature, device=device)
 
 
 def soft_labels(
@@ -200,7 +229,7 @@ def soft_labels(
         UserError: a network that does not take the images, or gives something else than K finite numbers for each.
     """
     logits, _ = _logits(network, dataset.train, resolution, device, dataset)
-    return functional.softmax(logits.double() / temperature, dim=1).float()
+    return probabilities(logits, temperature)
 
 
 def default_out(teacher: str | Path | None) -> Path:
@@ -245,18 +274,9 @@ def _test(network: nn.Module, dataset: Dataset, side: int, device: str) -> tuple
 
 def _logits(network: nn.Module, source: Source, side: int, device: str, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """The teacher's logits `(n, K)` and the labels `(n,)`."""
-    try:
+    with refusals(dataset, side):
         logits, labels = network_outputs(network, source, resolution=side, device=device)
-    except RuntimeError as error:
-        what = first_line(error)
-        raise UserError(f"the teacher does not take {dataset.name}'s images of {side} pixels: {what}") from error
-    classes = dataset.num_classes
-    require(
-        logits.ndim == 2 and logits.shape[1] == classes,
-        f"the teacher must be a classifier of {dataset.name}'s {classes} classes, one logit each;"
-        f" its output for an image has shape {tuple(logits.shape[1:])}",
-    )
-    require(bool(logits.isfinite().all()), "the teacher's outputs must be finite")
+    require_logits(logits, dataset)
     return logits, labels
 
 

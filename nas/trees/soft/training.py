@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nas.trees.soft.page import PAGE, write_tree_page
+from nas.trees.soft.teaching import TaughtTreeLoss, Teacher, checked_teacher
 from nas.trees.soft.tree import WINDOW, SoftDecisionTree, SoftTreeLoss, require_depth
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
@@ -58,7 +59,7 @@ class TrainedTree:
 def train_soft_tree(
     data: str | Dataset,
     *,
-    targets: Tensor | None = None,
+    targets: Tensor | Teacher | None = None,
     depth: int = 4,
     beta: float = 1.0,
     window: int = WINDOW,
@@ -77,13 +78,14 @@ def train_soft_tree(
 
     Args:
         data: name of a data set, or a Dataset.
-        targets: `(n, K)`, distributions over the classes for the training images, in their order; None for the labels.
+        targets: `(n, K)`, distributions over the classes for the training images, in their order; or a network that gives
+            them for the images of each batch, as augmented; None for the labels.
         depth: decisions on every way, 1..12; 2^depth leaves.
         beta: inverse temperature of the decisions.
         window: batches of the running averages; see `SoftDecisionTree`.
         loss: default `SoftTreeLoss()`.
         recipe: name, file or Recipe; default `TREE_RECIPE`. Its label smoothing does nothing; images that it augments keep
-            their targets.
+            their targets, unless a `Teacher` gives them.
         out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk.
         seed: of all randomness.
         data_dir: where data sets are.
@@ -104,7 +106,9 @@ def train_soft_tree(
     checked_classes(dataset)
     tree = fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)
     source: Source = dataset.train
-    if targets is not None:
+    if isinstance(targets, Teacher):
+        checked_teacher(targets, dataset, where)
+    elif targets is not None:
         require(
             targets.shape == (len(source), dataset.num_classes) and bool((targets >= 0).all())
             and bool(((targets.sum(1) - 1).abs() < 1e-3).all()),
@@ -128,7 +132,8 @@ def train_soft_tree(
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
     with folder as run:
         fit(
-            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=seed, run=run, loss=loss,
+            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=seed, run=run,
+            loss=TaughtTreeLoss(loss=loss, teacher=targets) if isinstance(targets, Teacher) else loss,
             callbacks=callbacks, device=where, resume=resume,
         )  # fmt: skip
         result = _evaluated(tree, dataset, device)
@@ -151,10 +156,12 @@ def fresh_tree(dataset: Dataset, depth: int, *, beta: float, window: int, seed: 
     )
 
 
-def _told(targets: Tensor | None, device: str) -> str:
+def _told(targets: Tensor | Teacher | None, device: str) -> str:
     """What tells targets from others in config.json; those that a network gives on a GPU differ in their last bits."""
     if targets is None:
         return "labels"
+    if isinstance(targets, Teacher):
+        return targets.fingerprint()
     return sha256(targets.float().cpu().numpy().tobytes()).hexdigest() if device == "cpu" else "distributions"
 
 
