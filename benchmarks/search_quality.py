@@ -90,11 +90,12 @@ class Study:
         """
         until = time.monotonic() + 60 * minutes
         fixed = [contender for budget in self.case.budgets for contender in self.fixed_contenders(budget)]
+        self._do("trainings of random and scaled networks", self._trainings(fixed), until)
         self._do("searches", self._searches(), until)
         if self._searches():
             return False
         found = [contender for budget in self.case.budgets for contender in self.found_contenders(budget)]
-        self._do("trainings", self._trainings([*found, *fixed]), until)
+        self._do("trainings of networks that were found", self._trainings(found), until)
         return not self._trainings([*found, *fixed])
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
