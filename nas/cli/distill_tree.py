@@ -43,6 +43,9 @@ def distill_tree_command(
     form: Annotated[
         str | None, typer.Option("--form", help="loss: expected (cross entropy of the leaves), log (of it) or mixture")
     ] = None,
+    tries: Annotated[
+        int, typer.Option("--tries", help="trees trained for each target; that with the lowest training loss is kept")
+    ] = 1,
     temperature: Annotated[float, typer.Option("--temperature", help="divides the teacher's logits")] = 1.0,
     augment: Annotated[
         bool | None,
@@ -79,7 +82,7 @@ def distill_tree_command(
     loss = SoftTreeLoss(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with ProgressBar("soft tree") if is_main_process() else nullcontext() as progress:
         result = distill_tree(
-            model, data, depth=depth, beta=beta, loss=loss, temperature=temperature, recipe=recipe,
+            model, data, depth=depth, beta=beta, loss=loss, tries=tries, temperature=temperature, recipe=recipe,
             teacher_epochs=teacher_epochs, out=out, seed=seed, data_dir=data_dir, device=device, resume=resume,
             callbacks=[] if progress is None else [progress], command=sys.argv[1:],
             epochs=epochs, batch_size=batch_size, lr=lr, augment=augment,

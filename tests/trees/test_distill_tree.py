@@ -2,9 +2,12 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from recipes.checkpoint import load_checkpoint
 from recipes.evaluation import evaluate
 from recipes.sources import Source
 from search_spaces.errors import UserError
+from search_spaces.seeding import stream_seed
 
 COMMAND = ["distill-tree", "--data", "digits", "--depth", "3", "--epochs", "3", "--threads", "1"]
 
@@ -247,3 +251,27 @@ def test_networks_and_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             train_soft_tree(data, targets=wrong)
     with pytest.raises(UserError, match="mixup of a soft tree's recipe must be 0"):
         distill_tree(regression, data, epochs=1, mixup=0.2)
+
+
+def test_of_several_tries_the_one_that_learned_best_is_kept(tmp_path: Path) -> None:
+    """By the training loss, never by test images; a stopped run goes on, and another number of tries is another run."""
+    common: dict[str, Any] = {"depth": 2, "epochs": 2, "seed": 5}
+    kept = train_soft_tree("digits", tries=3, out=tmp_path / "run", **common)
+    losses = [
+        pd.read_csv(tmp_path / "run" / f"try{index}" / "metrics.csv")["train_loss"].iloc[-1] for index in range(3)
+    ]
+    assert len(set(losses)) == 3
+    best = int(np.argmin(losses))
+    alone = train_soft_tree("digits", **{**common, "seed": stream_seed(5, "soft tree try", best)})
+    assert all(torch.equal(a, b) for a, b in zip(kept.tree.parameters(), alone.tree.parameters(), strict=True))
+    assert kept.evaluation == alone.evaluation
+    assert train_soft_tree("digits", tries=3, **common).evaluation == kept.evaluation
+    (tmp_path / "run" / "tree.pt").unlink()
+    shutil.rmtree(tmp_path / "run" / "try2")
+    again = train_soft_tree("digits", tries=3, out=tmp_path / "run", resume=True, **common)
+    assert all(torch.equal(a, b) for a, b in zip(kept.tree.parameters(), again.tree.parameters(), strict=True))
+    with pytest.raises(UserError, match="tries"):
+        train_soft_tree("digits", tries=2, out=tmp_path / "run", resume=True, **common)
+    for call in (train_soft_tree, lambda data, **given: distill_tree(None, data, **given)):
+        with pytest.raises(UserError, match="tries must be >= 1, got 0"):
+            call("digits", tries=0, **common)

@@ -86,6 +86,7 @@ def distill_tree(
     beta: float = 1.0,
     window: int = WINDOW,
     loss: SoftTreeLoss | None = None,
+    tries: int = 1,
     temperature: float = 1.0,
     recipe: str | Path | Recipe | None = None,
     teacher_epochs: int | None = None,
@@ -111,6 +112,7 @@ def distill_tree(
         beta: inverse temperature of the decisions.
         window: batches of the running averages.
         loss: of the trees.
+        tries: trees that are trained for each of the two, of which one is kept.
         temperature: divides the teacher's logits; the paper has none, that is 1.
         recipe: of the trees.
         teacher_epochs: of the teacher that is trained, instead of its recipe's.
@@ -133,6 +135,7 @@ def distill_tree(
     recipe = tree_recipe(recipe, **changes)
     dataset, network, side = _teacher_and_data(teacher, data, data_dir)
     checked_classes(dataset)
+    require(tries >= 1, f"tries must be >= 1, got {tries}")
     fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)  # refuses wrong numbers before anything is trained
     teacher_recipe = TEACHER_RECIPE if teacher_epochs is None else TEACHER_RECIPE.with_epochs(teacher_epochs)
     recorded = {
@@ -147,7 +150,7 @@ def distill_tree(
         "recipe": recipe.to_json(),
         "device": device,
         "threads": torch.get_num_threads(),
-    }
+    } | ({} if tries == 1 else {"tries": tries})
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
@@ -169,7 +172,7 @@ def distill_tree(
         }
         trees = {
             name: train_soft_tree(
-                dataset, targets=given, depth=depth, beta=beta, window=window, loss=loss, recipe=recipe,
+                dataset, targets=given, depth=depth, beta=beta, window=window, loss=loss, tries=tries, recipe=recipe,
                 out=inside(name), seed=seed, device=device, resume=resume, callbacks=callbacks, command=command,
             )
             for name, given in targets.items()

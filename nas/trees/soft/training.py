@@ -64,6 +64,7 @@ def train_soft_tree(
     beta: float = 1.0,
     window: int = WINDOW,
     loss: SoftTreeLoss | None = None,
+    tries: int = 1,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -84,9 +85,12 @@ def train_soft_tree(
         beta: inverse temperature of the decisions.
         window: batches of the running averages; see `SoftDecisionTree`.
         loss: default `SoftTreeLoss()`.
+        tries: trees that are trained, each from a seed of its own; the one with the lowest training loss in its last epoch is
+            kept. Which classes share a leaf is settled by the first epochs, and no later one mends it.
         recipe: name, file or Recipe; default `TREE_RECIPE`. Its label smoothing does nothing; images that it augments keep
             their targets, unless a `Teacher` gives them.
-        out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk.
+        out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk. Several tries have a run
+            folder each in it, try0, try1, and so on.
         seed: of all randomness.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
@@ -104,7 +108,8 @@ def train_soft_tree(
     recipe = tree_recipe(recipe, **changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
     checked_classes(dataset)
-    tree = fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)
+    require(tries >= 1, f"tries must be >= 1, got {tries}")
+    fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)  # refuses wrong numbers before anything is written
     source: Source = dataset.train
     if isinstance(targets, Teacher):
         checked_teacher(targets, dataset, where)
@@ -126,16 +131,36 @@ def train_soft_tree(
         "recipe": recipe.to_json(),
         "device": device,
         "threads": torch.get_num_threads(),
-    }
+    } | ({} if tries == 1 else {"tries": tries})
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
-    with folder as run:
-        fit(
-            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=seed, run=run,
+
+    def trained(own_seed: int, own_run: RunFolder | None) -> tuple[float, SoftDecisionTree]:
+        """Training loss of the last epoch, and the tree."""
+        tree = fresh_tree(dataset, depth, beta=beta, window=window, seed=own_seed)
+        fitted = fit(
+            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=own_seed, run=own_run,
             loss=TaughtTreeLoss(loss=loss, teacher=targets) if isinstance(targets, Teacher) else loss,
             callbacks=callbacks, device=where, resume=resume,
         )  # fmt: skip
+        return fitted.history[-1]["train_loss"], tree
+
+    with folder as run:
+        if tries == 1:
+            _, tree = trained(seed, run)
+        else:
+            found = []
+            for index in range(tries):
+                own = stream_seed(seed, "soft tree try", index)
+                inner = (
+                    nullcontext()
+                    if run is None
+                    else RunFolder(run.path / f"try{index}", recorded, seed=own, resume=resume)
+                )
+                with inner as own_run:
+                    found.append(trained(own, own_run))
+            _, tree = min(found, key=lambda pair: pair[0])
         result = _evaluated(tree, dataset, device)
         if run is not None:
             _save(run.path, result, dataset, "labels" if targets is None else "soft labels")
