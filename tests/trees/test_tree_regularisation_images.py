@@ -29,7 +29,7 @@ from nas.trees.regularisation.training import perceptron
 from recipes.checkpoint import load_checkpoint
 from recipes.datasets import Dataset
 from recipes.recipe import Recipe
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from recipes.trainer import Callback, TrainState
 from search_spaces.errors import UserError
 

@@ -23,7 +23,7 @@ from nas.trees.regularisation.training import EpochDone, RegularisationOptions, 
 from recipes.checkpoint import load_checkpoint, save_checkpoint
 from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
-from recipes.sources import TensorSource
+from recipes.tensor_source import TensorSource
 from recipes.trainer import Callback, Stateful, TrainState, fit
 from search_spaces.errors import UserError
 
