@@ -107,8 +107,14 @@ def train_nbdt(
 
 
 def _given_tree(
-    tree: str | Path | Hierarchy, dataset: Dataset, *, synsets: Any, head: str | None, seed: int
+    tree: str | Path | Hierarchy,
+    dataset: Dataset,
+    *,
+    synsets: str | Path | Mapping[str, str | None] | None,
+    head: str | None,
+    seed: int,
 ) -> Hierarchy:
+    """The tree that ``tree`` names: of a run folder the one that it was trained for, or else that of its weights."""
     classes, folder = dataset.class_names, None if isinstance(tree, Hierarchy) else trained_folder(tree)
     if folder is None or not folder.is_dir():
         return tree_of(tree, classes, synsets=synsets_of(synsets, classes), seed=seed)
