@@ -36,9 +36,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/distilled_trees"), help="keeps what has been trained")
     options.add_argument("--seeds", type=int, default=1, help="from --seed on")
     options.add_argument("--depths", type=int, nargs="+", default=[4, 8])
-    options.add_argument(
-        "--tries", type=int, default=1, help="trees of which the one with the lowest training loss counts"
-    )
+    options.add_argument("--tries", type=int, default=None, help="trees side by side; default that of the depth")
     options.add_argument("--targets", nargs="+", choices=[LABELS, SOFT_LABELS], default=[LABELS, SOFT_LABELS])
     arguments = options.parse_args()
     torch.set_num_threads(1)
@@ -47,11 +45,11 @@ def main() -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         rows += rows_of(dataset, arguments.work, seed, arguments.depths, arguments.targets, arguments.tries)
     rows.sort(key=lambda row: (row["seed"], row["depth"]))
-    write_table(rows, arguments.out / f"distilled_trees{_of_tries(arguments.tries)}.csv")
+    write_table(rows, arguments.out / "distilled_trees.csv")
 
 
 def rows_of(
-    dataset: Dataset, work: Path, seed: int, depths: Sequence[int], targets: Sequence[str], tries: int
+    dataset: Dataset, work: Path, seed: int, depths: Sequence[int], targets: Sequence[str], tries: int | None
 ) -> list[dict[str, Any]]:
     """The network and all trees of one seed."""
     folder = work / f"teacher_seed{seed}"
@@ -66,7 +64,7 @@ def rows_of(
     taught_by = None
     for depth in depths:
         for name in targets:
-            folder = work / f"depth{depth}_{name}_seed{seed}{_of_tries(tries)}"
+            folder = work / f"depth{depth}_{name}_seed{seed}"
             if name == SOFT_LABELS and taught_by is None:
                 taught_by = taught_targets(trained.model, dataset, dataset.resolution, TREE_RECIPE)
             tree = train_soft_tree(
@@ -81,15 +79,13 @@ def rows_of(
                     "epochs": TREE_RECIPE.epochs,
                     "batch_size": TREE_RECIPE.batch_size,
                     "lr": TREE_RECIPE.lr,
+                    "tries": len(tree.training_percent),
+                    "training_percent_worst": min(tree.training_percent),
+                    "training_percent_best": max(tree.training_percent),
                 }
             )
             print(rows[-1], flush=True)
     return rows
-
-
-def _of_tries(tries: int) -> str:
-    """End of the names of what several tries gave."""
-    return "" if tries == 1 else f"_tries{tries}"
 
 
 def _predictions(network: nn.Module, dataset: Dataset) -> Tensor:
@@ -112,6 +108,9 @@ def _row(model: str, depth: int, evaluation: Evaluation, folder: Path, seed: int
         "epochs": None,
         "batch_size": None,
         "lr": None,
+        "tries": None,
+        "training_percent_worst": None,
+        "training_percent_best": None,
         "test_images": evaluation.total,
         "cpu_seconds": sum(float(pd.read_csv(metrics)["seconds"].sum()) for metrics in sorted(folder.rglob(METRICS))),
         "seed": seed,

@@ -53,7 +53,7 @@ _WHERE = {
     "superclass_accuracy": "nas.trees.superclasses",
     "distill_tree": "nas.trees.soft.distilling",
     "SoftDecisionTree": "nas.trees.soft.tree",
-    "SoftTreeLoss": "nas.trees.soft.tree",
+    "SoftTreeLoss": "nas.trees.soft.loss",
     "train_soft_tree": "nas.trees.soft.training",
     "regularise": "nas.trees.regularisation.tasks",
     "parabola_task": "nas.trees.regularisation.tasks",
@@ -146,9 +146,9 @@ if TYPE_CHECKING:
     from nas.trees.regularisation.tasks import table_task as table_task
     from nas.trees.regularisation.training import RegularisationOptions as RegularisationOptions
     from nas.trees.soft.distilling import distill_tree as distill_tree
+    from nas.trees.soft.loss import SoftTreeLoss as SoftTreeLoss
     from nas.trees.soft.training import train_soft_tree as train_soft_tree
     from nas.trees.soft.tree import SoftDecisionTree as SoftDecisionTree
-    from nas.trees.soft.tree import SoftTreeLoss as SoftTreeLoss
     from nas.trees.split_hierarchies import split_hierarchy as split_hierarchy
     from nas.trees.superclasses import node_hypothesis as node_hypothesis
     from nas.trees.superclasses import posit_hypothesis as posit_hypothesis

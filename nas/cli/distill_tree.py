@@ -44,8 +44,13 @@ def distill_tree_command(
         str | None, typer.Option("--form", help="loss: expected (cross entropy of the leaves), log (of it) or mixture")
     ] = None,
     tries: Annotated[
-        int, typer.Option("--tries", help="trees trained for each target; that with the lowest training loss is kept")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--tries",
+            help="trees trained side by side for each target; the one that is best on the training images is kept; default: "
+            "as many as have 512 leaves together, 32 at most",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="divides the teacher's logits")] = 1.0,
     augment: Annotated[
         bool | None,
@@ -73,8 +78,8 @@ def distill_tree_command(
     """Train soft decision trees on labels and on a network's probabilities; compare them with it."""
     from nas.cli.progress import ProgressBar
     from nas.trees.soft.distilling import LABELS, SOFT_LABELS, default_out, distill_tree
+    from nas.trees.soft.loss import SoftTreeLoss
     from nas.trees.soft.page import PAGE
-    from nas.trees.soft.tree import SoftTreeLoss
 
     set_threads(threads)
     out = default_out(model) if out is None else out

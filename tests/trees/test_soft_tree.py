@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.page import ShownImage, diverging, soft_tree_page
-from nas.trees.soft.training import SoftLabelled
-from nas.trees.soft.tree import (
-    SoftDecisionTree,
-    SoftTreeLoss,
+from nas.trees.soft.paths import (
+    FORMS,
+    Form,
     balance_penalty,
     leaf_loss,
     log_path_probabilities,
@@ -22,6 +22,8 @@ from nas.trees.soft.tree import (
     node_flows,
     running_mean,
 )
+from nas.trees.soft.training import SoftLabelled
+from nas.trees.soft.tree import SoftDecisionTree, SoftDecisionTrees
 from recipes.tensor_source import TensorSource
 from search_spaces.errors import UserError
 
@@ -175,6 +177,42 @@ def test_the_loss_takes_labels_and_distributions_and_adds_the_penalty() -> None:
     tree.eval()
     SoftTreeLoss()(tree, images, labels, 0.0)
     assert int(tree.batches) == 1  # only training moves the averages
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trees_side_by_side_learn_as_each_would_alone(form: Form) -> None:
+    """In float64: losses, gradients, running averages and predictions over three steps of plain gradient descent."""
+    alone = [SoftDecisionTree(5, 3, 3, beta=0.7, window=2, seed=seed).double() for seed in range(4)]
+    together = SoftDecisionTrees(alone).double()
+    loss, labels = SoftTreeLoss(penalty=0.3, form=form), torch.tensor([0, 1, 2, 2, 1, 0])
+    for step in range(3):
+        images = images_of(6, seed=step).double()
+        losses = []
+        for model in (together, *alone):
+            model.zero_grad()
+            losses.append(loss(model, images, labels, 0.0))
+            losses[-1].backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None and float(parameter.grad.abs().max()) > 1e-6
+                    parameter -= 0.5 * parameter.grad
+        assert float(losses[0]) == pytest.approx(sum(float(value) for value in losses[1:]) / 4, rel=1e-12)
+    images = images_of(50).double()
+    said = torch.stack([tree(images) for tree in alone], dim=1)
+    assert torch.equal(together.predictions(images), said.argmax(2))
+    assert torch.allclose(together(images), said.exp().mean(1).log())
+    for index, tree in enumerate(alone):
+        taken = together.tree(index).state_dict()
+        assert taken.keys() == tree.state_dict().keys()
+        for name, tensor in tree.state_dict().items():
+            assert torch.allclose(taken[name].double(), tensor.double(), atol=1e-6), name
+
+
+def test_trees_that_differ_cannot_stand_side_by_side() -> None:
+    with pytest.raises(UserError, match="alike"):
+        SoftDecisionTrees([tree_of(2), tree_of(2, beta=2.0)])
+    with pytest.raises(UserError, match="at least one"):
+        SoftDecisionTrees([])
 
 
 def test_the_prediction_is_the_leaf_with_the_greatest_path_probability() -> None:

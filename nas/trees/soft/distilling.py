@@ -12,18 +12,19 @@ from torch.nn import functional
 
 from nas.loading import load_model, trained_folder
 from nas.training import train
+from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.teaching import Teacher, probabilities, refusals, require_logits, require_temperature
 from nas.trees.soft.training import (
     RESULT,
     TrainedTree,
     checked_classes,
-    fresh_tree,
+    fresh_trees,
     numbers,
     train_soft_tree,
     tree_numbers,
     tree_recipe,
 )
-from nas.trees.soft.tree import WINDOW, SoftTreeLoss
+from nas.trees.soft.tree import WINDOW
 from recipes.datasets import Dataset, load_dataset
 from recipes.evaluation import Evaluation, network_outputs
 from recipes.recipe import Recipe
@@ -86,7 +87,7 @@ def distill_tree(
     beta: float = 1.0,
     window: int = WINDOW,
     loss: SoftTreeLoss | None = None,
-    tries: int = 1,
+    tries: int | None = None,
     temperature: float = 1.0,
     recipe: str | Path | Recipe | None = None,
     teacher_epochs: int | None = None,
@@ -112,7 +113,7 @@ def distill_tree(
         beta: inverse temperature of the decisions.
         window: batches of the running averages.
         loss: of the trees.
-        tries: trees that are trained for each of the two, of which one is kept.
+        tries: trees that are trained side by side for each of the two, of which one is kept.
         temperature: divides the teacher's logits; the paper has none, that is 1.
         recipe: of the trees.
         teacher_epochs: of the teacher that is trained, instead of its recipe's.
@@ -132,11 +133,10 @@ def distill_tree(
     require(not resume or out is not None, "resume needs a run folder")
     require(teacher is None or teacher_epochs is None, "teacher_epochs are of a teacher that is trained; one was given")
     where, loss = checked_device(device), loss or SoftTreeLoss()
-    recipe = tree_recipe(recipe, **changes)
     dataset, network, side = _teacher_and_data(teacher, data, data_dir)
+    recipe = tree_recipe(recipe, len(dataset.train), **changes)
     checked_classes(dataset)
-    require(tries >= 1, f"tries must be >= 1, got {tries}")
-    fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)  # refuses wrong numbers before anything is trained
+    fresh = fresh_trees(dataset, depth, beta=beta, window=window, tries=tries, seed=seed)  # refuses wrong numbers first
     teacher_recipe = TEACHER_RECIPE if teacher_epochs is None else TEACHER_RECIPE.with_epochs(teacher_epochs)
     recorded = {
         "kind": "distill-tree",
@@ -149,8 +149,9 @@ def distill_tree(
         "temperature": float(temperature),
         "recipe": recipe.to_json(),
         "device": device,
+        "tries": len(fresh),
         "threads": torch.get_num_threads(),
-    } | ({} if tries == 1 else {"tries": tries})
+    }
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.trees.soft.tree import SoftTreeLoss
+from nas.trees.soft.loss import SoftTreeLoss
 from recipes.datasets import Dataset
 from recipes.evaluation import evaluation_mode
 from search_spaces.errors import UserError, first_line

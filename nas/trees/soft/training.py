@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.page import PAGE, write_tree_page
 from nas.trees.soft.teaching import TaughtTreeLoss, Teacher, checked_teacher
-from nas.trees.soft.tree import WINDOW, SoftDecisionTree, SoftTreeLoss, require_depth
+from nas.trees.soft.tree import WINDOW, SoftDecisionTree, SoftDecisionTrees, require_depth
 from recipes.datasets import Dataset, load_dataset
 from recipes.distributed import ranks
 from recipes.evaluation import Evaluation, evaluate, network_outputs
@@ -30,12 +31,12 @@ from search_spaces.seeding import stream_seed
 from search_spaces.serialisation import require, to_plain, write_json
 
 TREE, RESULT = "tree.pt", "result.json"
+MAX_TRIES = 1024
 
-# Ours. RMSProp stands for the Adam of the code that document 003 describes. At higher rates decisions are certain before the
-# leaves know their classes, and at depth 4 two classes can share a leaf for good (at 1e-3 MNIST was near 81 % after 3 epochs).
+# Ours. RMSProp stands for the Adam of the code that document 003 describes; no momentum, which costs depth 8 two points.
 TREE_RECIPE = Recipe(
-    name="soft-tree", epochs=10, batch_size=128, lr=3e-4, optimizer="rmsprop", rmsprop_eps=1e-8, schedule="linear",
-    warmup_epochs=0.5,
+    name="soft-tree", epochs=20, batch_size=256, lr=5e-3, optimizer="rmsprop", momentum=0.0, rmsprop_eps=1e-8,
+    schedule="linear", warmup_epochs=1.5,
 )  # fmt: skip
 
 
@@ -48,12 +49,14 @@ class TrainedTree:
         evaluation: by the leaf with the greatest path probability.
         mixed: by all leaves together.
         predicted: `(n,)` int64, its classes for the test images.
+        training_percent: accuracy on the training images of each tree that was tried; the tree is the first of the best.
     """
 
     tree: SoftDecisionTree
     evaluation: Evaluation
     mixed: Evaluation
     predicted: Tensor
+    training_percent: tuple[float, ...]
 
 
 def train_soft_tree(
@@ -64,7 +67,7 @@ def train_soft_tree(
     beta: float = 1.0,
     window: int = WINDOW,
     loss: SoftTreeLoss | None = None,
-    tries: int = 1,
+    tries: int | None = None,
     recipe: str | Path | Recipe | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -85,12 +88,12 @@ def train_soft_tree(
         beta: inverse temperature of the decisions.
         window: batches of the running averages; see `SoftDecisionTree`.
         loss: default `SoftTreeLoss()`.
-        tries: trees that are trained, each from a seed of its own; the one with the lowest training loss in its last epoch is
-            kept. Which classes share a leaf is settled by the first epochs, and no later one mends it.
+        tries: trees that are trained side by side, of which the one that is right for most training images is kept, as they
+            are without augmentation. Which classes share a leaf is settled by the first epochs, and no later one mends it;
+            default `default_tries(depth)`.
         recipe: name, file or Recipe; default `TREE_RECIPE`. Its label smoothing does nothing; images that it augments keep
             their targets, unless a `Teacher` gives them.
-        out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk. Several tries have a run
-            folder each in it, try0, try1, and so on.
+        out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk.
         seed: of all randomness.
         data_dir: where data sets are.
         device: ``"cpu"`` or ``"cuda"``.
@@ -105,11 +108,10 @@ def train_soft_tree(
     require(ranks().world == 1, "soft trees are trained in one process; start this command without torchrun")
     require(not resume or out is not None, "resume needs a run folder")
     where, loss = checked_device(device), loss or SoftTreeLoss()
-    recipe = tree_recipe(recipe, **changes)
     dataset = data if isinstance(data, Dataset) else load_dataset(data, data_dir)
+    recipe = tree_recipe(recipe, len(dataset.train), **changes)
     checked_classes(dataset)
-    require(tries >= 1, f"tries must be >= 1, got {tries}")
-    fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)  # refuses wrong numbers before anything is written
+    trees = fresh_trees(dataset, depth, beta=beta, window=window, tries=tries, seed=seed)
     source: Source = dataset.train
     if isinstance(targets, Teacher):
         checked_teacher(targets, dataset, where)
@@ -130,55 +132,52 @@ def train_soft_tree(
         "loss": to_plain(loss),
         "recipe": recipe.to_json(),
         "device": device,
+        "tries": len(trees),
         "threads": torch.get_num_threads(),
-    } | ({} if tries == 1 else {"tries": tries})
+    }
     folder: RunFolder | nullcontext[None] = nullcontext()
     if out is not None:
         folder = RunFolder(out, recorded, seed=seed, command=command, resume=resume)
 
-    def trained(own_seed: int, own_run: RunFolder | None) -> tuple[float, SoftDecisionTree]:
-        """Training loss of the last epoch, and the tree."""
-        tree = fresh_tree(dataset, depth, beta=beta, window=window, seed=own_seed)
-        fitted = fit(
-            tree, source, dataset.test, recipe, resolution=dataset.resolution, seed=own_seed, run=own_run,
+    with folder as run:
+        fit(
+            trees, source, None, recipe, resolution=dataset.resolution, seed=seed, run=run,
             loss=TaughtTreeLoss(loss=loss, teacher=targets) if isinstance(targets, Teacher) else loss,
             callbacks=callbacks, device=where, resume=resume,
         )  # fmt: skip
-        return fitted.history[-1]["train_loss"], tree
-
-    with folder as run:
-        if tries == 1:
-            _, tree = trained(seed, run)
-        else:
-            found = []
-            for index in range(tries):
-                own = stream_seed(seed, "soft tree try", index)
-                inner = (
-                    nullcontext()
-                    if run is None
-                    else RunFolder(run.path / f"try{index}", recorded, seed=own, resume=resume)
-                )
-                with inner as own_run:
-                    found.append(trained(own, own_run))
-            _, tree = min(found, key=lambda pair: pair[0])
-        result = _evaluated(tree, dataset, device)
+        result = _best(trees, dataset, where)
         if run is not None:
             _save(run.path, result, dataset, "labels" if targets is None else "soft labels")
     return result
 
 
-def fresh_tree(dataset: Dataset, depth: int, *, beta: float, window: int, seed: int) -> SoftDecisionTree:
-    """The tree that `train_soft_tree` starts from.
+def default_tries(depth: int) -> int:
+    """Trees that are tried where nothing else is said: as many as have 512 leaves together, in 1..32.
+
+    Deep trees, which cost more, depend less on where they start.
+    """
+    return min(32, max(1, 512 >> depth))
+
+
+def fresh_trees(
+    dataset: Dataset, depth: int, *, beta: float, window: int, tries: int | None, seed: int
+) -> SoftDecisionTrees:
+    """The trees that `train_soft_tree` starts from.
 
     Raises:
         UserError: a number out of its range.
     """
     require_depth(depth)
+    tries = default_tries(depth) if tries is None else tries
+    require(1 <= tries <= MAX_TRIES, f"tries must be in 1..{MAX_TRIES}, got {tries}")
     require(seed >= 0, f"seed must be >= 0, got {seed}")
     inputs = dataset.in_channels * dataset.resolution**2
-    return SoftDecisionTree(
-        inputs, dataset.num_classes, depth, beta=beta, window=window, seed=stream_seed(seed, "soft tree")
-    )
+    return SoftDecisionTrees([
+        SoftDecisionTree(
+            inputs, dataset.num_classes, depth, beta=beta, window=window, seed=stream_seed(seed, "soft tree", index)
+        )
+        for index in range(tries)
+    ])  # fmt: skip
 
 
 def _told(targets: Tensor | Teacher | None, device: str) -> str:
@@ -190,14 +189,23 @@ def _told(targets: Tensor | Teacher | None, device: str) -> str:
     return sha256(targets.float().cpu().numpy().tobytes()).hexdigest() if device == "cpu" else "distributions"
 
 
-def tree_recipe(recipe: str | Path | Recipe | None, **changes: Any) -> Recipe:
+def tree_recipe(recipe: str | Path | Recipe | None, images: int, **changes: Any) -> Recipe:
     """A recipe for soft trees with some fields changed; None leaves a field as it is.
+
+    Args:
+        recipe: name, file or Recipe; None for `TREE_RECIPE`, with smaller batches for few images: about a hundred steps an
+            epoch, or batches of 32.
+        images: training images.
+        **changes: fields that differ.
 
     Raises:
         UserError: no such recipe or field, or one that mixes targets.
     """
     given = {key: value for key, value in changes.items() if value is not None}
-    found = TREE_RECIPE if recipe is None else recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if recipe is None:
+        found = TREE_RECIPE.replace(batch_size=min(TREE_RECIPE.batch_size, max(32, images // 100)))
+    else:
+        found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if "epochs" in given:
         found = found.with_epochs(given.pop("epochs"))
     found = found.replace(**given)
@@ -298,14 +306,23 @@ class SoftLabelled:
             yield shown, self._targets[chosen]
 
 
-def _evaluated(tree: SoftDecisionTree, dataset: Dataset, device: str) -> TrainedTree:
-    side = dataset.resolution
+def _best(trees: SoftDecisionTrees, dataset: Dataset, device: torch.device) -> TrainedTree:
+    """The tree that does best on the training images, and how it does on the test images."""
+    train, side = dataset.train, dataset.resolution
+    correct = sum(
+        (trees.predictions(images.to(device)) == labels.to(device)[:, None]).sum(0)
+        for images, labels in train.batches(512, resolution=side)
+    )
+    assert isinstance(correct, Tensor)
+    tree = trees.tree(int(correct.argmax())).to(device).eval()
     outputs, labels = network_outputs(tree, dataset.test, resolution=side, device=device)
     predicted = outputs.argmax(1)
-    correct, loss = int((predicted == labels).sum()), float(functional.cross_entropy(outputs, labels))
+    right, loss = int((predicted == labels).sum()), float(functional.cross_entropy(outputs, labels))
     mixed = evaluate(_Mixture(tree), dataset.test, resolution=side, device=device)
-    evaluation = Evaluation(correct=correct, total=len(labels), loss=loss)
-    return TrainedTree(tree=tree.cpu(), evaluation=evaluation, mixed=mixed, predicted=predicted)
+    return TrainedTree(
+        tree=tree.cpu(), evaluation=Evaluation(correct=right, total=len(labels), loss=loss), mixed=mixed,
+        predicted=predicted, training_percent=tuple(100 * count / len(train) for count in correct.tolist()),
+    )  # fmt: skip
 
 
 class _Mixture(nn.Module):
@@ -336,9 +353,13 @@ def _save(folder: Path, trained: TrainedTree, dataset: Dataset, learned: str) ->
     write_tree_page(folder / PAGE, tree, dataset, title=title, facts=facts)
 
 
-def tree_numbers(trained: TrainedTree) -> dict[str, float]:
+def tree_numbers(trained: TrainedTree) -> dict[str, Any]:
     """Plain values of result.json."""
-    return {**numbers(trained.evaluation), "mixed_accuracy": trained.mixed.accuracy}
+    return {
+        **numbers(trained.evaluation),
+        "mixed_accuracy": trained.mixed.accuracy,
+        "training_accuracies": list(trained.training_percent),
+    }
 
 
 def numbers(evaluation: Evaluation) -> dict[str, float]:

@@ -1,21 +1,22 @@
 """A soft decision tree, whose inner nodes are logistic regressions on the pixels (Frosst & Hinton, arXiv:1711.09784).
 
-Nodes are numbered level by level: node i has the children 2i + 1 (left) and 2i + 2 (right); the leaves follow the inner nodes.
-What document 003 links to differs where this file says so.
+What document 003 links to differs where this file or `nas.trees.soft.paths` says so.
 """
-# B images, M inputs, K classes, D depth, I = 2^D - 1 inner nodes, L = 2^D leaves
+# B images, M inputs, K classes, D depth, I = 2^D - 1 inner nodes, L = 2^D leaves; T trees side by side
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nas.trees.soft.paths import log_path_probabilities, node_depths, node_flows, running_mean
 from recipes.checkpoint import load_checkpoint, save_checkpoint
-from search_spaces.errors import UserError, closest, first_line
+from search_spaces.errors import UserError, first_line
 from search_spaces.serialisation import require
 
 SCHEMA = 1
@@ -25,95 +26,6 @@ MAX_INPUTS = 1 << 20
 MAX_CLASSES = 1 << 16
 WINDOW = 100  # batches; of the root's running averages
 LEAST_ALPHA = 1e-3  # alpha is kept this far from 0 and 1, so that no gradient of the penalty is above 1000
-
-Form = Literal["expected", "log", "mixture"]
-FORMS: tuple[Form, ...] = get_args(Form)
-
-
-def node_depths(depth: int) -> Tensor:
-    """Depth of every inner node, `(I,)` int64: 0 for the root, D - 1 above the leaves."""
-    return torch.arange(depth).repeat_interleave(2 ** torch.arange(depth))
-
-
-def log_path_probabilities(logits: Tensor, depth: int) -> Tensor:
-    """log P^l(x): the logarithms of the decisions on the way to each leaf, summed.
-
-    Args:
-        logits: `(B, I)`, beta (x w_i + b_i); their sigmoid p_i is the probability of going right (Eq. 1).
-        depth: D.
-
-    Returns:
-        `(B, L)`; the exponentials of a row sum to 1.
-    """
-    right = functional.logsigmoid(logits)
-    left = right - logits  # log(1 - sigmoid(z)) = logsigmoid(z) - z
-    paths = logits.new_zeros(len(logits), 1)
-    for level in range(depth):
-        nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
-        paths = torch.stack((paths + left[:, nodes], paths + right[:, nodes]), dim=2).flatten(1)
-    return paths
-
-
-def node_flows(leaves: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """What reaches each inner node, and what of it goes right; sums over the leaves below.
-
-    Args:
-        leaves: `(L,)`, mean path probabilities of some images.
-        depth: D.
-
-    Returns:
-        ``through`` and ``right``, `(I,)` each: means of P^i(x) and of P^i(x) p_i(x).
-    """
-    halves = [leaves.view(2**level, 2, -1).sum(2) for level in range(depth)]
-    return torch.cat([half.sum(1) for half in halves]), torch.cat([half[:, 1] for half in halves])
-
-
-def running_mean(average: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """The average moved to ``value`` by ``weight``; the gradient is that of ``value``, undiminished.
-
-    In a running average a batch counts by its weight alone, but in all averages that follow; what it adds to them in the end
-    is 1. Without this the penalty's gradient would be the window's length too small.
-    """
-    return torch.lerp(average, value.detach(), weight) + (value - value.detach())
-
-
-def balance_penalty(alpha: Tensor, decay: float = 0.5) -> Tensor:
-    """- sum_i decay^d_i [0.5 log alpha_i + 0.5 log(1 - alpha_i)] (Eq. 5 with lambda 1; there decay is 0.5).
-
-    Args:
-        alpha: `(I,)` in (0, 1): share of each inner node's images that goes right (Eq. 4).
-        decay: factor of one level.
-
-    Returns:
-        Scalar; smallest, log 2 times the sum of the factors, where every node sends half to either side.
-    """
-    depths = node_depths(int(math.log2(len(alpha) + 1))).to(alpha.device)
-    cross_entropies = -0.5 * (alpha.log() + torch.log1p(-alpha))
-    return (decay**depths * cross_entropies).sum()
-
-
-def leaf_loss(log_paths: Tensor, log_leaves: Tensor, targets: Tensor, form: Form = "expected") -> Tensor:
-    """Loss of each image.
-
-    - ``expected``: sum_l P^l(x) H(T, Q^l), the cross entropies of the leaves weighted by their path probabilities, which is
-      what the paper says in words.
-    - ``log``: the logarithm of that, which is Eq. 3 with its sign put right.
-    - ``mixture``: H(T, sum_l P^l(x) Q^l), the cross entropy of the mixed distributions.
-
-    Args:
-        log_paths: `(B, L)`, log P^l(x).
-        log_leaves: `(L, K)`, log Q^l.
-        targets: T, `(B, K)`, rows sum to 1.
-        form: which of the three.
-
-    Returns:
-        `(B,)`.
-    """
-    require(form in FORMS, f"unknown form {form!r}{closest(form, FORMS)}")
-    if form == "mixture":
-        return -(targets * torch.logsumexp(log_paths[:, :, None] + log_leaves, dim=1)).sum(1)
-    expected = (log_paths.exp() * -(targets @ log_leaves.T)).sum(1)
-    return expected.clamp(min=1e-8).log() if form == "log" else expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +47,98 @@ class TreePaths:
     distribution: Tensor
 
 
-class SoftDecisionTree(nn.Module):
-    """A binary tree of logistic regressions with a distribution over classes in each leaf.
-
-    All inner nodes are one linear map. The prediction is the distribution of the leaf with the greatest path probability.
+class SoftTrees(nn.Module):
+    """Filters, leaves and running averages: of one tree, or of several side by side on the axes ``...``.
 
     Attributes:
-        filters: w_i and b_i of all inner nodes, `Linear(M, I)`.
-        leaves: phi, `(L, K)`; Q^l = softmax(phi^l) (Eq. 2).
+        shape: of ``...``: `()` or `(T,)`.
+        filters: w_i and b_i of all inner nodes, `Linear(M, I)`; of several trees one after the other.
+        leaves: phi, `(..., L, K)`; Q^l = softmax(phi^l) (Eq. 2).
         beta: inverse temperature of the decisions, p_i = sigmoid(beta (x w_i + b_i)).
-        through: `(I,)` running average of P^i.
-        right: `(I,)` running average of P^i p_i.
+        through: `(..., I)` running average of P^i.
+        right: `(..., I)` running average of P^i p_i.
         batches: how many the averages have seen.
     """
 
     through: Tensor
     right: Tensor
     batches: Tensor
+
+    def __init__(
+        self, shape: tuple[int, ...], inputs: int, classes: int, depth: int, *, beta: float, window: int
+    ) -> None:
+        """Room for trees, not yet filled; arguments as those of `SoftDecisionTree`."""
+        super().__init__()
+        require_depth(depth)
+        require(1 <= inputs <= MAX_INPUTS, f"inputs must be in 1..{MAX_INPUTS}, got {inputs}")
+        require(2 <= classes <= MAX_CLASSES, f"a tree needs 2..{MAX_CLASSES} classes, got {classes}")
+        require(0 < beta < math.inf, f"beta must be > 0, got {beta}")
+        require(window >= 1, f"window must be >= 1 batch, got {window}")
+        self.shape, self.depth, self.beta, self.window = shape, depth, float(beta), int(window)
+        inner, leaves = 2**depth - 1, 2**depth
+        self.filters = nn.Linear(inputs, math.prod(shape) * inner, device="meta").to_empty(
+            device="cpu"
+        )  # draws nothing
+        self.leaves = nn.Parameter(torch.empty(*shape, leaves, classes))
+        self.register_buffer("through", torch.zeros(*shape, inner))
+        self.register_buffer("right", torch.zeros(*shape, inner))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def inputs(self) -> int:
+        """M."""
+        return self.filters.in_features
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.leaves.shape[-1]
+
+    def log_paths(self, images: Tensor) -> Tensor:
+        """log P^l(x), `(B, ..., L)`, of images `(B, ...)` with M values each."""
+        return log_path_probabilities(self._logits(images), self.depth)
+
+    def log_leaves(self) -> Tensor:
+        """log Q^l, `(..., L, K)`."""
+        return functional.log_softmax(self.leaves, dim=-1)
+
+    def balance(self, log_paths: Tensor, *, update: bool) -> Tensor:
+        """alpha of every inner node (Eq. 4) from running averages of both its sums; gradients go through the batch's part.
+
+        The averages are means of all batches at first, then forget exponentially: over ``window`` 2^d batches at depth d.
+
+        Args:
+            log_paths: `(B, ..., L)` of a batch of any size.
+            update: keep the averages.
+
+        Returns:
+            `(..., I)`, in [0.001, 0.999].
+        """
+        through, right = node_flows(log_paths.to(self.through).exp().mean(0), self.depth)
+        window = self.window * 2.0 ** node_depths(self.depth).to(through.device)
+        weight = torch.maximum(1 / window, 1 / (self.batches + 1.0)).to(self.through)
+        through = running_mean(self.through, through, weight)
+        right = running_mean(self.right, right, weight)
+        if update:
+            self.through.copy_(through.detach())
+            self.right.copy_(right.detach())
+            self.batches += 1
+        alpha = right / through.clamp(min=1e-20)
+        return alpha + (alpha.detach().clamp(LEAST_ALPHA, 1 - LEAST_ALPHA) - alpha.detach())
+
+    def _logits(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        given = flat.shape[1]
+        require(given == self.inputs, f"the tree takes {self.inputs} values an image, got {given}")
+        logits: Tensor = self.beta * self.filters(flat)
+        return logits.view(len(flat), *self.shape, -1) if self.shape else logits
+
+
+class SoftDecisionTree(SoftTrees):
+    """A binary tree of logistic regressions with a distribution over classes in each leaf; see `SoftTrees`.
+
+    All inner nodes are one linear map. The prediction is the distribution of the leaf with the greatest path probability.
+    """
 
     def __init__(
         self, inputs: int, classes: int, depth: int, *, beta: float = 1.0, window: int = WINDOW, seed: int = 0
@@ -169,33 +156,12 @@ class SoftDecisionTree(nn.Module):
         Raises:
             UserError: a number out of its range.
         """
-        super().__init__()
-        require_depth(depth)
-        require(1 <= inputs <= MAX_INPUTS, f"inputs must be in 1..{MAX_INPUTS}, got {inputs}")
-        require(2 <= classes <= MAX_CLASSES, f"a tree needs 2..{MAX_CLASSES} classes, got {classes}")
-        require(0 < beta < math.inf, f"beta must be > 0, got {beta}")
-        require(window >= 1, f"window must be >= 1 batch, got {window}")
-        self.depth, self.beta, self.window = depth, float(beta), int(window)
+        super().__init__((), inputs, classes, depth, beta=beta, window=window)
         generator = torch.Generator().manual_seed(seed)
-        inner, leaves = 2**depth - 1, 2**depth
-        self.filters = nn.Linear(inputs, inner, device="meta").to_empty(device="cpu")  # draws nothing
         with torch.no_grad():
             self.filters.weight.normal_(0.0, 1 / math.sqrt(inputs), generator=generator)
             self.filters.bias.zero_()
-        self.leaves = nn.Parameter(0.1 * torch.randn(leaves, classes, generator=generator))
-        self.register_buffer("through", torch.zeros(inner))
-        self.register_buffer("right", torch.zeros(inner))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def inputs(self) -> int:
-        """M."""
-        return self.filters.in_features
-
-    @property
-    def classes(self) -> int:
-        """K."""
-        return self.leaves.shape[1]
+            self.leaves.normal_(0.0, 0.1, generator=generator)
 
     def forward(self, images: Tensor, *, paths: bool = False) -> Tensor:
         """The prediction: log Q of the leaf with the greatest path probability.
@@ -207,16 +173,12 @@ class SoftDecisionTree(nn.Module):
         Returns:
             `(B, K)`; with ``paths`` `(B, L)`.
         """
-        log_paths = log_path_probabilities(self._logits(images), self.depth)
+        log_paths = self.log_paths(images)
         return log_paths if paths else self.log_leaves()[log_paths.argmax(1)]
 
     def mixture(self, images: Tensor) -> Tensor:
         """log sum_l P^l(x) Q^l, `(B, K)`: all leaves' say instead of the most probable one's."""
         return torch.logsumexp(self(images, paths=True)[:, :, None] + self.log_leaves(), dim=1)
-
-    def log_leaves(self) -> Tensor:
-        """log Q^l, `(L, K)`."""
-        return functional.log_softmax(self.leaves, dim=1)
 
     @torch.no_grad()
     def path(self, images: Tensor) -> TreePaths:
@@ -229,30 +191,6 @@ class SoftDecisionTree(nn.Module):
         chosen = logits.gather(1, nodes)
         probabilities = torch.where(right, chosen, -chosen).sigmoid()
         return TreePaths(nodes, right, probabilities, leaf, self.log_leaves().exp()[leaf])
-
-    def balance(self, log_paths: Tensor, *, update: bool) -> Tensor:
-        """alpha of every inner node (Eq. 4) from running averages of both its sums; gradients go through the batch's part.
-
-        The averages are means of all batches at first, then forget exponentially: over ``window`` 2^d batches at depth d.
-
-        Args:
-            log_paths: `(B, L)` of a batch of any size.
-            update: keep the averages.
-
-        Returns:
-            `(I,)`, in [0.001, 0.999].
-        """
-        through, right = node_flows(log_paths.float().exp().mean(0), self.depth)
-        window = self.window * 2.0 ** node_depths(self.depth).to(through.device)
-        weight = torch.maximum(1 / window, 1 / (self.batches + 1.0))
-        through = running_mean(self.through, through, weight)
-        right = running_mean(self.right, right, weight)
-        if update:
-            self.through.copy_(through.detach())
-            self.right.copy_(right.detach())
-            self.batches += 1
-        alpha = right / through.clamp(min=1e-20)
-        return alpha + (alpha.detach().clamp(LEAST_ALPHA, 1 - LEAST_ALPHA) - alpha.detach())
 
     def save(self, path: str | Path, **facts: Any) -> None:
         """Write the tree as a file; see `load`.
@@ -293,12 +231,71 @@ class SoftDecisionTree(nn.Module):
                 raise _damaged(path, f"{name} holds values that are not finite")
         return tree.eval()
 
-    def _logits(self, images: Tensor) -> Tensor:
-        flat = images.flatten(1)
-        given = flat.shape[1]
-        require(given == self.inputs, f"the tree takes {self.inputs} values an image, got {given}")
-        logits: Tensor = self.beta * self.filters(flat)
-        return logits
+
+class SoftDecisionTrees(SoftTrees):
+    """T trees that are trained side by side, each as if it were alone; see `SoftTrees`.
+
+    T small trees cost little more than one: a step's time goes to many small operations, which they share.
+    """
+
+    def __init__(self, trees: Sequence[SoftDecisionTree]) -> None:
+        """Put fresh trees beside each other.
+
+        Args:
+            trees: T of them, alike but for their weights.
+
+        Raises:
+            UserError: none, or trees of different shapes.
+        """
+        require(len(trees) >= 1, "there must be at least one tree")
+        first = trees[0]
+        super().__init__((len(trees),), first.inputs, first.classes, first.depth, beta=first.beta, window=first.window)
+        for tree in trees:
+            same = (tree.inputs, tree.classes, tree.depth, tree.beta, tree.window)
+            require(same == (first.inputs, first.classes, first.depth, first.beta, first.window), "trees must be alike")
+        with torch.no_grad():
+            self.filters.weight.copy_(torch.cat([tree.filters.weight for tree in trees]))
+            self.filters.bias.copy_(torch.cat([tree.filters.bias for tree in trees]))
+            self.leaves.copy_(torch.stack([tree.leaves for tree in trees]))
+
+    def __len__(self) -> int:
+        """T."""
+        return self.shape[0]
+
+    def forward(self, images: Tensor, *, paths: bool = False) -> Tensor:
+        """The prediction of all trees together: the logarithm of the mean of what their most probable leaves say.
+
+        Args:
+            images: `(B, ...)` with M values each.
+            paths: give log P^l(x) instead, which losses need.
+
+        Returns:
+            `(B, K)`; with ``paths`` `(B, T, L)`.
+        """
+        log_paths = self.log_paths(images)
+        if paths:
+            return log_paths
+        return torch.logsumexp(self._said(log_paths), dim=1) - math.log(len(self))
+
+    @torch.no_grad()
+    def predictions(self, images: Tensor) -> Tensor:
+        """The class that each tree predicts for each image, `(B, T)` int64."""
+        return self._said(self.log_paths(images)).argmax(-1)
+
+    def tree(self, index: int) -> SoftDecisionTree:
+        """Tree ``index`` of 0..T-1 alone, with its running averages; a copy on the CPU."""
+        tree = SoftDecisionTree(self.inputs, self.classes, self.depth, beta=self.beta, window=self.window)
+        own = slice(index * (2**self.depth - 1), (index + 1) * (2**self.depth - 1))
+        tree.load_state_dict({
+            "filters.weight": self.filters.weight[own], "filters.bias": self.filters.bias[own],
+            "leaves": self.leaves[index], "through": self.through[index], "right": self.right[index],
+            "batches": self.batches,
+        })  # fmt: skip
+        return tree
+
+    def _said(self, log_paths: Tensor) -> Tensor:
+        """log Q of each tree's most probable leaf, `(B, T, K)`."""
+        return self.log_leaves()[torch.arange(len(self), device=log_paths.device), log_paths.argmax(-1)]
 
 
 def _damaged(path: str | Path, what: str) -> UserError:
@@ -312,38 +309,3 @@ def require_depth(depth: int) -> None:
         UserError: not in 1..12.
     """
     require(1 <= depth <= MAX_DEPTH, f"depth must be in 1..{MAX_DEPTH}, got {depth}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftTreeLoss:
-    """Loss of a `SoftDecisionTree` for `recipes.trainer.fit`: `leaf_loss` and lambda times `balance_penalty`.
-
-    Attributes:
-        penalty: lambda, strength of the penalty.
-        decay: its factor of one level.
-        form: see `leaf_loss`.
-
-    Raises:
-        UserError: a number out of its range, an unknown form.
-    """
-
-    penalty: float = 0.1
-    decay: float = 0.5
-    form: Form = "expected"
-
-    def __post_init__(self) -> None:
-        require(0 <= self.penalty < math.inf, f"penalty must be >= 0, got {self.penalty}")
-        require(0 <= self.decay <= 1, f"decay must be in [0, 1], got {self.decay}")
-        require(self.form in FORMS, f"unknown form {self.form!r}{closest(str(self.form), FORMS)}")
-
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, progress: float, /) -> Tensor:
-        """See `recipes.trainer.Loss`; targets are labels `(B,)` or distributions `(B, K)`."""
-        tree = getattr(model, "module", model)  # under several processes the gradients go through the wrapper
-        assert isinstance(tree, SoftDecisionTree), "the loss is of a soft decision tree"
-        log_paths: Tensor = model(images, paths=True)
-        if targets.ndim == 1:
-            targets = functional.one_hot(targets, tree.classes).to(log_paths.dtype)
-        loss = leaf_loss(log_paths, tree.log_leaves(), targets, self.form).mean()
-        if self.penalty == 0:
-            return loss
-        return loss + self.penalty * balance_penalty(tree.balance(log_paths, update=tree.training), self.decay)
