@@ -62,6 +62,10 @@ class SearchConfig:
         require(0 < self.weights_share < 1, f"weights_share must be in (0, 1), got {self.weights_share}")
         for name in ("momentum", "weight_decay", "label_smoothing", "warmup"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        require(
+            self.warmup_epochs < self.epochs,
+            f"warmup {self.warmup} of epochs {self.epochs} leaves no epoch that trains alpha",
+        )
         for name in ("commit_resolution", "land"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         require(

@@ -194,7 +194,8 @@ def test_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 0), ("lr", float("nan")), ("weights_share", 1.0), ("tau_decay", 0.0), ("seed", -1)]
+    ("field", "value"),
+    [("epochs", 0), ("lr", float("nan")), ("weights_share", 1.0), ("tau_decay", 0.0), ("warmup", 0.9), ("seed", -1)],
 )
 def test_config_names_the_field(field: str, value: float) -> None:
     with pytest.raises(UserError, match=field):
