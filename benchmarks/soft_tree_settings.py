@@ -32,23 +32,17 @@ SETTINGS: dict[int, list[dict[str, Any]]] = {
         {"batch_size": 128, "lr": 3e-4, "epochs": 10, "momentum": 0.9},
         {"beta": 0.3},
         {"loss": SoftTreeLoss(penalty=0.03)},
-        {"loss": SoftTreeLoss(penalty=0.3)},
         {"loss": SoftTreeLoss(form="mixture")},
         {"soft": True},
     ],
     8: [
         {},
         {"momentum": 0.9},
-        {"lr": 2e-3},
         {"beta": 0.3},
-        {"loss": SoftTreeLoss(penalty=0.03)},
         {"loss": SoftTreeLoss(form="mixture")},
         {"soft": True},
-        {"soft": True, "temperature": 2.0},
-        {"augment": True},
         {"soft": True, "augment": True},
         {"soft": True, "augment": True, "epochs": 60},
-        {"soft": True, "augment": True, "epochs": 60, "beta": 0.3},
     ],
 }
 
@@ -73,9 +67,9 @@ def main() -> None:
         for changes in SETTINGS[depth]:
             folder = arguments.work / f"depth{depth}-{said(changes).replace(' ', '_') or 'default'}"
             given = dict(changes)
-            soft, temperature = given.pop("soft", False), given.pop("temperature", 1.0)
+            soft = given.pop("soft", False)
             recipe = TREE_RECIPE.replace(augment=given.get("augment", False))
-            targets = taught_targets(network, data, data.resolution, recipe, temperature=temperature) if soft else None
+            targets = taught_targets(network, data, data.resolution, recipe) if soft else None
             found = train_soft_tree(
                 data, targets=targets, depth=depth, out=folder, seed=arguments.seed, resume=True, **given
             )
