@@ -3,6 +3,7 @@
 Depth 4: the table of document 003. Depth 8: Frosst & Hinton (arXiv:1711.09784). Every training has a run folder of its own in
 ``--work``; after a kill the same command goes on where it was, and parts may be trained by several processes (``--depths``,
 ``--targets``) before one command makes the table. The published depth 4 is of batches of 4 images and 40 epochs.
+With ``--augment`` the trees see shifted images, and the table is distilled_trees_augmented.csv.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from nas.trees.soft.distilling import LABELS, SOFT_LABELS, TEACHER_RECIPE, taugh
 from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
 from recipes.datasets import Dataset
 from recipes.evaluation import Evaluation, network_outputs
+from recipes.recipe import Recipe
 from recipes.run_folder import METRICS
 
 DATA = "mnist"
@@ -37,19 +39,28 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=1, help="from --seed on")
     options.add_argument("--depths", type=int, nargs="+", default=[4, 8])
     options.add_argument("--tries", type=int, default=None, help="trees side by side; default that of the depth")
+    options.add_argument("--epochs", type=int, default=TREE_RECIPE.epochs, help="of the trees")
+    options.add_argument("--augment", action="store_true", help="shift the trees' images")
     options.add_argument("--targets", nargs="+", choices=[LABELS, SOFT_LABELS], default=[LABELS, SOFT_LABELS])
     arguments = options.parse_args()
     torch.set_num_threads(1)
     dataset = nas.load_dataset(DATA, arguments.data_dir)
+    recipe = TREE_RECIPE.with_epochs(arguments.epochs).replace(augment=arguments.augment)
     rows = []
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        rows += rows_of(dataset, arguments.work, seed, arguments.depths, arguments.targets, arguments.tries)
+        rows += rows_of(dataset, arguments.work, seed, arguments.depths, arguments.targets, arguments.tries, recipe)
     rows.sort(key=lambda row: (row["seed"], row["depth"]))
-    write_table(rows, arguments.out / "distilled_trees.csv")
+    write_table(rows, arguments.out / f"distilled_trees{_kind(recipe)}.csv")
 
 
 def rows_of(
-    dataset: Dataset, work: Path, seed: int, depths: Sequence[int], targets: Sequence[str], tries: int | None
+    dataset: Dataset,
+    work: Path,
+    seed: int,
+    depths: Sequence[int],
+    targets: Sequence[str],
+    tries: int | None,
+    recipe: Recipe,
 ) -> list[dict[str, Any]]:
     """The network and all trees of one seed."""
     folder = work / f"teacher_seed{seed}"
@@ -64,21 +75,21 @@ def rows_of(
     taught_by = None
     for depth in depths:
         for name in targets:
-            folder = work / f"depth{depth}_{name}_seed{seed}"
+            folder = work / f"depth{depth}_{name}_seed{seed}{_kind(recipe)}"
             if name == SOFT_LABELS and taught_by is None:
-                taught_by = taught_targets(trained.model, dataset, dataset.resolution, TREE_RECIPE)
+                taught_by = taught_targets(trained.model, dataset, dataset.resolution, recipe)
             tree = train_soft_tree(
                 dataset, targets=taught_by if name == SOFT_LABELS else None, depth=depth, out=folder, seed=seed,
-                tries=tries, resume=True,
+                tries=tries, recipe=recipe, resume=True,
             )  # fmt: skip
             rows.append(
                 _row(name, depth, tree.evaluation, folder, seed)
                 | {
                     "mixed_accuracy_percent": tree.mixed.accuracy,
                     "agreement_percent": 100 * float((tree.predicted == taught).double().mean()),
-                    "epochs": TREE_RECIPE.epochs,
-                    "batch_size": TREE_RECIPE.batch_size,
-                    "lr": TREE_RECIPE.lr,
+                    "epochs": recipe.epochs,
+                    "batch_size": recipe.batch_size,
+                    "lr": recipe.lr,
                     "tries": len(tree.training_percent),
                     "training_percent_worst": min(tree.training_percent),
                     "training_percent_best": max(tree.training_percent),
@@ -86,6 +97,11 @@ def rows_of(
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def _kind(recipe: Recipe) -> str:
+    """End of the names of what augmented images gave."""
+    return "_augmented" if recipe.augment else ""
 
 
 def _predictions(network: nn.Module, dataset: Dataset) -> Tensor:
