@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import nas
@@ -18,6 +19,7 @@ from nas.trees.soft.distilling import TEACHER_RECIPE, taught_targets, teacher_ne
 from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.training import TREE_RECIPE, train_soft_tree
 from recipes.datasets import Dataset
+from recipes.run_folder import METRICS
 from recipes.sources import split_indices
 from search_spaces.seeding import numpy_rng
 
@@ -77,7 +79,7 @@ def main() -> None:
                 "depth": depth, "changed": said(changes), "held_out_percent": found.evaluation.accuracy,
                 "mixed_percent": found.mixed.accuracy, "training_percent": max(found.training_percent),
                 "training_percent_worst": min(found.training_percent), "tries": len(found.training_percent),
-                "seed": arguments.seed,
+                "cpu_seconds": float(pd.read_csv(folder / METRICS)["seconds"].sum()), "seed": arguments.seed,
             })  # fmt: skip
             print(rows[-1], flush=True)
     write_table(rows, arguments.out / "soft_tree_settings.csv")
