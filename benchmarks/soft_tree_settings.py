@@ -44,7 +44,6 @@ SETTINGS: dict[int, list[dict[str, Any]]] = {
         {"loss": SoftTreeLoss(form="mixture")},
         {"soft": True},
         {"soft": True, "augment": True},
-        {"soft": True, "augment": True, "epochs": 60},
     ],
 }
 
