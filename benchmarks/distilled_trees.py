@@ -3,7 +3,7 @@
 Depth 4: the table of document 003. Depth 8: Frosst & Hinton (arXiv:1711.09784). Every training has a run folder of its own in
 ``--work``; after a kill the same command goes on where it was, and parts may be trained by several processes (``--depths``,
 ``--targets``) before one command makes the table. The published depth 4 is of batches of 4 images and 40 epochs.
-With ``--augment`` the trees see shifted images, and the table is distilled_trees_augmented.csv.
+With ``--augment`` the trees see shifted images; tables of other settings than the default ones say so in their names.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def main() -> None:
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         rows += rows_of(dataset, arguments.work, seed, arguments.depths, arguments.targets, arguments.tries, recipe)
     rows.sort(key=lambda row: (row["seed"], row["depth"]))
-    write_table(rows, arguments.out / f"distilled_trees{_kind(recipe)}.csv")
+    write_table(rows, arguments.out / f"distilled_trees{_kind(recipe, arguments.tries)}.csv")
 
 
 def rows_of(
@@ -75,7 +75,7 @@ def rows_of(
     taught_by = None
     for depth in depths:
         for name in targets:
-            folder = work / f"depth{depth}_{name}_seed{seed}{_kind(recipe)}"
+            folder = work / f"depth{depth}_{name}_seed{seed}{_kind(recipe, tries)}"
             if name == SOFT_LABELS and taught_by is None:
                 taught_by = taught_targets(trained.model, dataset, dataset.resolution, recipe)
             tree = train_soft_tree(
@@ -99,9 +99,10 @@ def rows_of(
     return rows
 
 
-def _kind(recipe: Recipe) -> str:
-    """End of the names of what augmented images gave."""
-    return "_augmented" if recipe.augment else ""
+def _kind(recipe: Recipe, tries: int | None) -> str:
+    """End of the names of what other settings than the default ones gave."""
+    epochs = "" if recipe.epochs == TREE_RECIPE.epochs else f"_{recipe.epochs}epochs"
+    return ("" if tries is None else f"_tries{tries}") + epochs + ("_augmented" if recipe.augment else "")
 
 
 def _predictions(network: nn.Module, dataset: Dataset) -> Tensor:

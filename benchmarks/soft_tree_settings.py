@@ -60,13 +60,15 @@ def main() -> None:
     torch.set_num_threads(1)
     data = split(nas.load_dataset("mnist", arguments.data_dir))
     network = nas.train(
-        teacher_network(data.resolution), data, recipe=TEACHER_RECIPE, out=arguments.work / "teacher",
+        teacher_network(data.resolution), data, recipe=TEACHER_RECIPE, out=arguments.work / f"seed{arguments.seed}-teacher",
         seed=arguments.seed, resume=True,
     ).model  # fmt: skip
     rows = []
     for depth in arguments.depths:
         for changes in SETTINGS[depth]:
-            folder = arguments.work / f"depth{depth}-{said(changes).replace(' ', '_') or 'default'}"
+            folder = (
+                arguments.work / f"seed{arguments.seed}-depth{depth}-{said(changes).replace(' ', '_') or 'default'}"
+            )
             given = dict(changes)
             soft = given.pop("soft", False)
             recipe = TREE_RECIPE.replace(augment=given.get("augment", False))

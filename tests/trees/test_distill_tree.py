@@ -223,6 +223,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tree_cannot_teach(distilled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tree in (distilled / "labels", distilled / "labels" / "tree.pt"):
+        assert run(["distill-tree", str(tree), "--out", str(tmp_path / "run")]) == 2
+        assert f"{tree} is a soft tree and cannot teach" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_place_is_needed_without_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(COMMAND) == 2
     assert "--out" in capsys.readouterr().err
@@ -246,6 +253,8 @@ def test_networks_and_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             train_soft_tree(data, targets=wrong)
     with pytest.raises(UserError, match="mixup of a soft tree's recipe must be 0"):
         distill_tree(regression, data, epochs=1, mixup=0.2)
+    with pytest.raises(UserError, match="clip_grad_norm of a soft tree's recipe must be null, got 1"):
+        train_soft_tree(data, epochs=1, clip_grad_norm=1.0)
 
 
 def test_of_several_tries_the_one_that_learned_best_is_kept(tmp_path: Path) -> None:
@@ -260,8 +269,11 @@ def test_of_several_tries_the_one_that_learned_best_is_kept(tmp_path: Path) -> N
     with pytest.raises(UserError, match="tries"):
         train_soft_tree("digits", tries=2, out=tmp_path / "run", resume=True, **common)
     for call in (train_soft_tree, lambda data, **given: distill_tree(None, data, **given)):
-        with pytest.raises(UserError, match=r"tries must be in 1..1024, got 0"):
-            call("digits", tries=0, **common)
+        for wrong in (0, 2.5, True):
+            with pytest.raises(UserError, match=f"tries must be a whole number >= 1, got {wrong}"):
+                call("digits", tries=wrong, **common)
+        with pytest.raises(UserError, match=r"1024 tries of depth 12 on digits have 1,073,479,680 weights"):
+            call("digits", tries=1024, **{**common, "depth": 12})
 
 
 def test_deep_trees_are_tried_less_often() -> None:

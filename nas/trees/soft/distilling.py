@@ -16,9 +16,12 @@ from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.teaching import Teacher, probabilities, refusals, require_logits, require_temperature
 from nas.trees.soft.training import (
     RESULT,
+    TREE,
+    VERSION,
     TrainedTree,
     checked_classes,
-    fresh_trees,
+    checked_tries,
+    fresh_tree,
     numbers,
     train_soft_tree,
     tree_numbers,
@@ -136,10 +139,12 @@ def distill_tree(
     dataset, network, side = _teacher_and_data(teacher, data, data_dir)
     recipe = tree_recipe(recipe, len(dataset.train), **changes)
     checked_classes(dataset)
-    fresh = fresh_trees(dataset, depth, beta=beta, window=window, tries=tries, seed=seed)  # refuses wrong numbers first
+    tries = checked_tries(dataset, depth, tries)
+    fresh_tree(dataset, depth, beta=beta, window=window, seed=seed)  # refuses wrong numbers before anything is trained
     teacher_recipe = TEACHER_RECIPE if teacher_epochs is None else TEACHER_RECIPE.with_epochs(teacher_epochs)
     recorded = {
         "kind": "distill-tree",
+        "version": VERSION,
         "data": dataset.name,
         "teacher": teacher_recipe.to_json() if teacher is None else _name(teacher),
         "depth": depth,
@@ -149,7 +154,7 @@ def distill_tree(
         "temperature": float(temperature),
         "recipe": recipe.to_json(),
         "device": device,
-        "tries": len(fresh),
+        "tries": tries,
         "threads": torch.get_num_threads(),
     }
     folder: RunFolder | nullcontext[None] = nullcontext()
@@ -257,6 +262,11 @@ def _teacher_and_data(
         return dataset, teacher, dataset.resolution
     folder = trained_folder(teacher)
     require(folder.exists(), _NO_TEACHER.format(str(teacher)))
+    tree = folder / TREE if folder.is_dir() else folder
+    require(
+        tree.name != TREE or not tree.exists(),
+        f"{teacher} is a soft tree and cannot teach: give a network's run folder",
+    )
     trained = load_model(folder)
     facts = trained.facts
     dataset = data if isinstance(data, Dataset) else load_dataset(data or facts.data, data_dir)

@@ -99,6 +99,7 @@ def leaf_loss(log_paths: Tensor, log_leaves: Tensor, targets: Tensor, form: Form
         `(B, ...)`.
     """
     require(form in FORMS, f"unknown form {form!r}{closest(form, FORMS)}")
+    targets = targets.to(log_leaves.dtype)
     if form == "mixture":
         mixed = torch.logsumexp(log_paths[..., None] + log_leaves, dim=-2)
         return -torch.einsum("bk,b...k->b...", targets, mixed)

@@ -235,8 +235,8 @@ class SoftDecisionTree(SoftTrees):
 class SoftDecisionTrees(SoftTrees):
     """T trees that are trained side by side, each as if it were alone; see `SoftTrees`.
 
-    A step of a small tree takes its time for many small operations, which the trees share: 32 of depth 4 take three times as
-    long as one.
+    A step of a small tree takes its time for many small operations, which the trees share: 32 of depth 4 take three to
+    four times as long as one. Only a loss that is not finite is shared: it ends the training of all.
     """
 
     def __init__(self, trees: Sequence[SoftDecisionTree]) -> None:
