@@ -36,9 +36,13 @@ from supernets.derive import sliced_network
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared.
+# What differs between the searches that are compared. Weights do not move a blind search's alpha: it takes the fastest ones.
 SEARCHED = "searched"
-SEARCHES: dict[str, dict[str, Any]] = {SEARCHED: {}, "two sampled": {"sample": "two"}, "blind": {"alpha_loss": False}}
+SEARCHES: dict[str, dict[str, Any]] = {
+    SEARCHED: {},
+    "two sampled": {"sample": "two"},
+    "blind": {"alpha_loss": False, "sample": "two", "share_pointwise": True},
+}
 Key = dict[str, Any]
 Rows = Sequence[Sequence[int]]
 

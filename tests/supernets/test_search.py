@@ -145,12 +145,13 @@ def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None
         torch.zeros(120, 16, 16, 3, dtype=torch.uint8), torch.arange(120) % 4, mean=(0.5,) * 3, std=(0.25,) * 3
     )
 
-    def alpha(name: str, source: TensorSource, blind: bool) -> bytes:
+    def alpha(name: str, source: TensorSource, blind: bool, **changes: Any) -> bytes:
         with RunFolder(tmp_path / name, {}, seed=0) as folder:
-            run(config(alpha_loss=not blind), run=folder, source=source)
+            run(config(alpha_loss=not blind, **changes), run=folder, source=source)
         return (tmp_path / name / "alpha.csv").read_bytes()
 
     assert alpha("a", images(), True) == alpha("b", other, True)
+    assert alpha("f", images(), True) == alpha("e", images(), True, sample="two", share_pointwise=True)
     assert alpha("c", images(), False) != alpha("d", other, False)
 
 
