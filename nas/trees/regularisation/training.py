@@ -67,7 +67,8 @@ class RegularisationOptions:
         )
         require_finite(strength=self.strength, lr=self.lr)
         require(self.strength >= 0, f"strength must be >= 0, got {self.strength}")
-        require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size must be >= 1")
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
         require(self.lr > 0, f"lr must be > 0, got {self.lr}")
         require(
             self.penalty == "none" or self.tree.warmup < self.epochs,
