@@ -15,7 +15,7 @@ from nas.cli.main import run
 from nas.trees.soft.distilling import distill_tree
 from nas.trees.soft.loss import SoftTreeLoss
 from nas.trees.soft.teaching import Teacher
-from nas.trees.soft.training import TREE_RECIPE, default_tries, train_soft_tree
+from nas.trees.soft.training import TREE_RECIPE, checked_tries, default_tries, train_soft_tree
 from recipes.checkpoint import load_checkpoint
 from recipes.evaluation import evaluate
 from recipes.sources import Source
@@ -279,3 +279,14 @@ def test_of_several_tries_the_one_that_learned_best_is_kept(tmp_path: Path) -> N
 def test_deep_trees_are_tried_less_often() -> None:
     assert [default_tries(depth) for depth in (1, 4, 5, 8, 9, 12)] == [32, 32, 16, 2, 1, 1]
     assert len(train_soft_tree("digits", depth=6, epochs=1).training_percent) == 8
+
+
+def test_trees_on_large_images_are_tried_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of depth 4 on digits has 15 x 256 weights; a single one is always possible."""
+    data = nas.load_dataset("digits")
+    for room, tries in ((100, 1), (3 * 15 * 256, 3), (40 * 15 * 256, 32)):
+        monkeypatch.setattr("nas.trees.soft.training.MAX_WEIGHTS", room)
+        assert checked_tries(data, 4, None) == tries
+        assert checked_tries(data, 4, 1) == 1
+        with pytest.raises(UserError, match="41 tries of depth 4 on digits have 157,440 weights"):
+            checked_tries(data, 4, 41)

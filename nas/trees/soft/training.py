@@ -92,7 +92,7 @@ def train_soft_tree(
         loss: default `SoftTreeLoss()`.
         tries: trees that are trained side by side, of which the one that is right for most training images is kept, as they
             are without augmentation. Which classes share a leaf is settled by the first epochs, and no later one mends it;
-            default `default_tries(depth)`.
+            default `default_tries(depth)`, fewer where images are so large that they have no room.
         recipe: name, file or Recipe; default `TREE_RECIPE`. Its label smoothing does nothing; images that it augments keep
             their targets, unless a `Teacher` gives them.
         out: run folder, gets tree.pt, result.json and page.html besides; None keeps nothing on disk.
@@ -166,20 +166,20 @@ def default_tries(depth: int) -> int:
 
 
 def checked_tries(dataset: Dataset, depth: int, tries: int | None) -> int:
-    """How many trees are tried, `default_tries` where ``tries`` is None.
+    """How many trees are tried; where ``tries`` is None `default_tries`, or what of them has room side by side.
 
     Raises:
-        UserError: no depth or number of trees, or more weights than trees that are trained side by side may have.
+        UserError: no depth or number of trees, or several with more weights than trees side by side may have.
     """
     require_depth(depth)
+    of_one = ((1 << depth) - 1) * dataset.in_channels * dataset.resolution**2
     if tries is None:
-        return default_tries(depth)
+        return min(default_tries(depth), max(1, MAX_WEIGHTS // of_one))
     require(type(tries) is int and tries >= 1, f"tries must be a whole number >= 1, got {tries!r}")
-    weights = tries * (2**depth - 1) * dataset.in_channels * dataset.resolution**2
     require(
-        weights <= MAX_WEIGHTS,
-        f"{tries} tries of depth {depth} on {dataset.name} have {weights:,} weights, at most {MAX_WEIGHTS:,} are possible;"
-        " try fewer",
+        tries == 1 or tries * of_one <= MAX_WEIGHTS,
+        f"{tries} tries of depth {depth} on {dataset.name} have {tries * of_one:,} weights, at most {MAX_WEIGHTS:,} are"
+        " possible; try fewer",
     )
     return tries
 
