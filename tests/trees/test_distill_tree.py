@@ -227,6 +227,8 @@ def test_a_tree_cannot_teach(distilled: Path, tmp_path: Path, capsys: pytest.Cap
     for tree in (distilled / "labels", distilled / "labels" / "tree.pt"):
         assert run(["distill-tree", str(tree), "--out", str(tmp_path / "run")]) == 2
         assert f"{tree} is a soft tree and cannot teach" in capsys.readouterr().err
+    assert run(["distill-tree", str(distilled), "--out", str(tmp_path / "run")]) == 2
+    assert f"{distilled} holds trees; give their teacher: {distilled / 'teacher'}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

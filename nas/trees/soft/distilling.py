@@ -267,6 +267,7 @@ def _teacher_and_data(
         tree.name != TREE or not tree.exists(),
         f"{teacher} is a soft tree and cannot teach: give a network's run folder",
     )
+    require(not (folder / TEACHER).is_dir(), f"{teacher} holds trees; give their teacher: {folder / TEACHER}")
     trained = load_model(folder)
     facts = trained.facts
     dataset = data if isinstance(data, Dataset) else load_dataset(data or facts.data, data_dir)
