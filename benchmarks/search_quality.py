@@ -1,7 +1,7 @@
 """Are searched networks better than others of the same size? And does the supergraph rank networks as training alone does?
 
 For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
-same search whose alpha follows the budget alone (`blind`);
+same search whose alpha follows the budget alone (`blind`: seeds cannot change it, so one search stands for all);
 random networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained
 from scratch with one recipe, the same images and the same seeds, and compared on the test images. Searching sees training
 images only. search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the
@@ -36,6 +36,7 @@ import nas
 from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to
 from benchmarks.search_quality_pieces import (
+    BLIND,
     SEARCHED,
     SEARCHES,
     Case,
@@ -94,9 +95,9 @@ class Study:
             minutes: after which nothing new is started.
         """
         until = time.monotonic() + 60 * minutes
+        self._do("searches", self._searches(), until)
         fixed = [contender for budget in self.case.budgets for contender in self.fixed_contenders(budget)]
         self._do("trainings of random and scaled networks", self._trainings(fixed), until)
-        self._do("searches", self._searches(), until)
         if self._searches():
             return False
         found = [contender for budget in self.case.budgets for contender in self.found_contenders(budget)]
@@ -118,11 +119,11 @@ class Study:
         """The networks that searches found."""
         made = []
         for kind in SEARCHES:
-            for seed in self.seeds:
-                found = self.ledger[search_key(self.case, kind, budget, seed)]
-                name = f"{kind.replace(' ', '-')}-{budget}-{seed}"
+            for seeds in [(seed,) for seed in self.seeds] if kind != BLIND else [self.seeds]:
+                found = self.ledger[search_key(self.case, kind, budget, seeds[0])]
+                name = f"{kind.replace(' ', '-')}-{budget}-{seeds[0]}"
                 architecture = Architecture.from_json(found["architecture"])
-                made.append(_of_space(kind, name, budget, (seed,), architecture, Cost(**found["cost"])))
+                made.append(_of_space(kind, name, budget, seeds, architecture, Cost(**found["cost"])))
         return made
 
     def fixed_contenders(self, budget: str) -> list[Contender]:
@@ -164,9 +165,9 @@ class Study:
         """All searches that are not finished."""
         rows = self.all_random_rows()
         jobs: list[Job] = []
-        for seed in self.seeds:
-            for budget in self.case.budgets:
-                for kind in SEARCHES:
+        for kind in SEARCHES:
+            for seed in self.seeds if kind != BLIND else self.seeds[:1]:
+                for budget in self.case.budgets:
                     folder = self.work / "searches" / f"{kind.replace(' ', '-')}-{budget}-seed{seed}"
                     done = search_key(self.case, kind, budget, seed) in self.ledger
                     if kind == SEARCHED:

@@ -36,12 +36,13 @@ from supernets.derive import sliced_network
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared. Weights do not move a blind search's alpha: it takes the fastest ones.
-SEARCHED = "searched"
+# What differs between the searches that are compared. Neither weights nor seed move a blind search's alpha: it takes the
+# fastest weights, and one search stands for all seeds.
+SEARCHED, BLIND = "searched", "blind"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
+    BLIND: {"alpha_loss": False, "sample": "two", "share_pointwise": True},
     "two sampled": {"sample": "two"},
-    "blind": {"alpha_loss": False, "sample": "two", "share_pointwise": True},
 }
 Key = dict[str, Any]
 Rows = Sequence[Sequence[int]]
