@@ -19,6 +19,7 @@ is started after so long. The tables are written when all pieces are there.
     python -m benchmarks.search_quality --data cifar10 --data-dir DIR
 """
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -26,8 +27,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -39,6 +41,7 @@ from benchmarks.search_quality_pieces import (
     BLIND,
     SEARCHED,
     SEARCHES,
+    TWO_SAMPLED,
     Case,
     Contender,
     Key,
@@ -59,7 +62,15 @@ from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 
 RANDOM = "random"
-Job = tuple[Callable[..., list[tuple[Key, Any]]], tuple[Any, ...]]
+
+
+class Job(NamedTuple):
+    """A piece to do: its name, unique in a case, and a call that gives entries of the ledger."""
+
+    name: str
+    piece: Callable[..., list[tuple[Key, Any]]]
+    arguments: tuple[Any, ...]
+
 
 CASES = {
     "digits": Case(
@@ -89,92 +100,124 @@ class Study:
     processes: int
 
     def run(self, minutes: float = math.inf) -> bool:
-        """Search and train what is missing; whether all is there now.
+        """Search and train what is missing, in processes of its own; whether all is there now.
 
         Args:
             minutes: after which nothing new is started.
         """
         until = time.monotonic() + 60 * minutes
-        self._do("searches", self._searches(), until)
-        fixed = [contender for budget in self.case.budgets for contender in self.fixed_contenders(budget)]
-        self._do("trainings of random and scaled networks", self._trainings(fixed), until)
-        if self._searches():
-            return False
-        found = [contender for budget in self.case.budgets for contender in self.found_contenders(budget)]
-        self._do("trainings of networks that were found", self._trainings(found), until)
-        return not self._trainings([*found, *fixed])
+        tune_process()
+        running, begun = set[Future[list[tuple[Key, Any]]]](), set[str]()
+        with ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            while True:
+                waiting = [job for job in self._missing() if job.name not in begun] if time.monotonic() < until else []
+                for job in waiting[: self.processes - len(running)]:
+                    begun.add(job.name)
+                    running.add(pool.submit(job.piece, *job.arguments))
+                    print(f"begins: {job.name}", flush=True)
+                if not running:
+                    return not self._missing()
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    for key, value in future.result():
+                        self.ledger.add(key, value)
+                print(f"{len(self.ledger)} pieces done, {len(self._missing())} can follow", flush=True)
 
     def tables(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Lines of the three tables, of a study that is done: networks, budgets, rankings."""
         contenders = [
             contender
             for budget in self.case.budgets
-            for contender in (*self.found_contenders(budget), *self.fixed_contenders(budget))
+            for contender in (*self.found_contenders(budget), *self.fixed_contenders[budget])
         ]
         networks = [self._line(contender) for contender in contenders]
         summary = [summary_of(budget, networks, self.seeds) for budget in self.case.budgets]
         return networks, summary, self._rankings(networks)
 
     def found_contenders(self, budget: str) -> list[Contender]:
-        """The networks that searches found."""
+        """The networks that finished searches found."""
         made = []
         for kind in SEARCHES:
-            for seeds in [(seed,) for seed in self.seeds] if kind != BLIND else [self.seeds]:
-                found = self.ledger[search_key(self.case, kind, budget, seeds[0])]
-                name = f"{kind.replace(' ', '-')}-{budget}-{seeds[0]}"
-                architecture = Architecture.from_json(found["architecture"])
-                made.append(_of_space(kind, name, budget, seeds, architecture, Cost(**found["cost"])))
+            for seeds in self._seeds_of(kind):
+                key = search_key(self.case, kind, budget, seeds[0])
+                if key in self.ledger:
+                    found = self.ledger[key]
+                    name = f"{kind.replace(' ', '-')}-{budget}-{seeds[0]}"
+                    architecture = Architecture.from_json(found["architecture"])
+                    made.append(_of_space(kind, name, budget, seeds, architecture, Cost(**found["cost"])))
         return made
 
-    def fixed_contenders(self, budget: str) -> list[Contender]:
-        """Random networks of the space, and scaled ones."""
-        made = []
+    @cached_property
+    def fixed_contenders(self) -> dict[str, list[Contender]]:
+        """Random networks of the space and scaled ones, by budget."""
         space, counting = self._space()
         tables = SpaceTables(space, **counting)
-        for index, row in enumerate(self.random_rows(budget)):
-            cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))
-            name = f"{RANDOM}-{budget}-{index}"
-            made.append(_of_space(RANDOM, name, budget, self.seeds, space.decode(row), cost))
-        for name in BASELINES:
-            side = int(max(space.resolution.options))
-            scaled = scaled_to(name, parse_quantity(budget), resolution=side, **counting)
-            if scaled is None:
-                print(f"{self.case.data}: no {name} is as small as {budget}")
-                continue
-            made.append(
-                Contender(
-                    kind=name, name=f"{name}-{budget}", budget=budget, seeds=self.seeds, network=scaled,
-                    cost=scaled.cost, resolution=scaled.resolution,
-                )
-            )  # fmt: skip
+        side = int(max(space.resolution.options))
+        made: dict[str, list[Contender]] = {}
+        for budget in self.case.budgets:
+            made[budget] = []
+            for index, row in enumerate(self.random_rows[budget]):
+                cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))
+                name = f"{RANDOM}-{budget}-{index}"
+                made[budget].append(_of_space(RANDOM, name, budget, self.seeds, space.decode(row), cost))
+            for name in BASELINES:
+                scaled = scaled_to(name, parse_quantity(budget), resolution=side, **counting)
+                if scaled is None:
+                    print(f"{self.case.data}: no {name} is as small as {budget}")
+                    continue
+                made[budget].append(
+                    Contender(
+                        kind=name, name=f"{name}-{budget}", budget=budget, seeds=self.seeds, network=scaled,
+                        cost=scaled.cost, resolution=scaled.resolution,
+                    )
+                )  # fmt: skip
         return made
 
-    def random_rows(self, budget: str) -> list[list[int]]:
-        """Networks of the space in [0.9, 1] of the budget."""
+    @cached_property
+    def random_rows(self) -> dict[str, list[list[int]]]:
+        """Networks of the space in [0.9, 1] of each budget."""
         space, counting = self._space()
-        high = parse_quantity(budget)
-        limits = {"flops": Limit(low=0.9 * high, high=high)}
-        rows = rows_within(space, self.randoms, limits, tables=SpaceTables(space, **counting), seed=self.seeds[0])
-        return [[int(option) for option in row] for row in rows]
+        tables = SpaceTables(space, **counting)
+        made = {}
+        for budget in self.case.budgets:
+            high = parse_quantity(budget)
+            limits = {"flops": Limit(low=0.9 * high, high=high)}
+            rows = rows_within(space, self.randoms, limits, tables=tables, seed=self.seeds[0])
+            made[budget] = [[int(option) for option in row] for row in rows]
+        return made
 
     def all_random_rows(self) -> list[list[int]]:
         """Those of every budget, in order."""
-        return [row for budget in self.case.budgets for row in self.random_rows(budget)]
+        return list(itertools.chain(*self.random_rows.values()))
 
-    def _searches(self) -> list[Job]:
-        """All searches that are not finished."""
+    def _missing(self) -> list[Job]:
+        """What can be done now: first what the aim is about, last the searches that are shown beside it."""
+        found = [contender for budget in self.case.budgets for contender in self.found_contenders(budget)]
+        return [
+            *self._trainings(found),
+            *self._searches(SEARCHED),
+            *self._searches(BLIND),
+            *self._trainings(list(itertools.chain(*self.fixed_contenders.values()))),
+            *self._searches(TWO_SAMPLED),
+        ]
+
+    def _searches(self, kind: str) -> list[Job]:
+        """All searches of a kind that are not finished."""
         rows = self.all_random_rows()
-        jobs: list[Job] = []
-        for kind in SEARCHES:
-            for seed in self.seeds if kind != BLIND else self.seeds[:1]:
-                for budget in self.case.budgets:
-                    folder = self.work / "searches" / f"{kind.replace(' ', '-')}-{budget}-seed{seed}"
-                    done = search_key(self.case, kind, budget, seed) in self.ledger
-                    if kind == SEARCHED:
-                        done = done and ranking_key(self.case, budget, seed, rows) in self.ledger
-                    if not done:
-                        jobs.append((run_search, (self.case, kind, budget, seed, rows, folder, self.data_dir)))
+        jobs = []
+        for (seed, *_), budget in itertools.product(self._seeds_of(kind), self.case.budgets):
+            keys = [search_key(self.case, kind, budget, seed)]
+            if kind == SEARCHED:
+                keys.append(ranking_key(self.case, budget, seed, rows))
+            if not all(key in self.ledger for key in keys):
+                name = f"searches/{kind.replace(' ', '-')}-{budget}-seed{seed}"
+                given = (self.case, kind, budget, seed, rows, self.work / name, self.data_dir)
+                jobs.append(Job(name, run_search, given))
         return jobs
+
+    def _seeds_of(self, kind: str) -> list[tuple[int, ...]]:
+        """For every search of a kind: its seed, which is that of its network's training, or the seeds that it stands for."""
+        return [self.seeds] if kind == BLIND else [(seed,) for seed in self.seeds]
 
     def _trainings(self, contenders: Sequence[Contender]) -> list[Job]:
         """All trainings that are not finished; networks that were found twice are trained once."""
@@ -183,33 +226,15 @@ class Study:
             for seed in contender.seeds:
                 key = training_key(self.case, contender, seed)
                 if key not in self.ledger:
-                    folder = self.work / "trainings" / f"{contender.name}-seed{seed}"
-                    jobs.setdefault(
-                        json.dumps(key), (run_training, (self.case, contender, seed, folder, self.data_dir))
-                    )
+                    name = f"trainings/{contender.name}-seed{seed}"
+                    given = (self.case, contender, seed, self.work / name, self.data_dir)
+                    jobs.setdefault(json.dumps(key), Job(name, run_training, given))
         return list(jobs.values())
 
     def _space(self) -> tuple[SearchSpace, dict[str, int]]:
         dataset = load_dataset(self.case.data, self.data_dir)
         counting = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels}
         return nas.load_space(self.case.space), counting
-
-    def _do(self, what: str, jobs: Sequence[Job], until: float) -> None:
-        """Run jobs in processes of their own, as many as there are at a time, and keep what they give."""
-        tune_process()
-        waiting, running, done = list(jobs), set[Future[Any]](), 0
-        print(f"{len(jobs)} {what} to do", flush=True)
-        with ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            while running or (waiting and time.monotonic() < until):
-                while waiting and len(running) < self.processes and time.monotonic() < until:
-                    function, given = waiting.pop(0)
-                    running.add(pool.submit(function, *given))
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    for key, value in future.result():
-                        self.ledger.add(key, value)
-                    done += 1
-                    print(f"{done} of {len(jobs)} {what} done", flush=True)
 
     def _line(self, contender: Contender) -> dict[str, Any]:
         results = [self.ledger[training_key(self.case, contender, seed)] for seed in contender.seeds]

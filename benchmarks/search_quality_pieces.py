@@ -38,11 +38,11 @@ from supernets.supergraph import Supergraph
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
 # What differs between the searches that are compared. Neither weights nor seed move a blind search's alpha: it takes the
 # fastest weights, and one search stands for all seeds.
-SEARCHED, BLIND = "searched", "blind"
+SEARCHED, BLIND, TWO_SAMPLED = "searched", "blind", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
     BLIND: {"alpha_loss": False, "sample": "two", "share_pointwise": True},
-    "two sampled": {"sample": "two"},
+    TWO_SAMPLED: {"sample": "two"},
 }
 Key = dict[str, Any]
 Rows = Sequence[Sequence[int]]
