@@ -77,12 +77,7 @@ CASES = {
         data="digits", space="digits", budgets=("0.2M", "0.3M"), search={}, recipe="digits", epochs=30, images=None
     ),
     "cifar10": Case(
-        data="cifar10", space="cifar", budgets=("4M", "8M"),
-        search={  # mixing resolutions slows the weights down and costs twice the time; below tau 0.3 the noise rules
-            "epochs": 12, "images": 6000, "batch_size": 64, "alpha_batch_size": 64, "commit_resolution": 0.25,
-            "tau_decay": 0.97,
-        },
-        recipe="cifar10-small", epochs=8, images=12_800,
+        data="cifar10", space="cifar", budgets=("4M", "8M"), search={}, recipe="cifar10-small", epochs=8, images=12_800
     ),
 }  # fmt: skip
 
