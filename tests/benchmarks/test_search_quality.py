@@ -94,7 +94,7 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
 
     def study(work: str) -> Study:
         return Study(
-            case=case, seeds=(0,), randoms=2, ledger=Ledger(tmp_path / "pieces.jsonl"), work=tmp_path / work,
+            case=case, seeds=(0, 1), randoms=2, ledger=Ledger(tmp_path / "pieces.jsonl"), work=tmp_path / work,
             data_dir=None, processes=1,
         )  # fmt: skip
 
@@ -102,6 +102,8 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
     assert study("first").run()
     networks, summary, rankings = study("first").tables()
     assert {line["kind"] for line in networks} >= {"searched", "two sampled", "blind", RANDOM}
+    assert [line["seeds"] for line in networks if line["kind"] == "blind"] == ["[0, 1]"]  # one search for all seeds
+    assert [line["seeds"] for line in networks if line["kind"] == "searched"] == ["[0]", "[1]"]
     assert all(line["flops"] <= 0.03e6 for line in networks)
     assert summary[0]["of"] == 3 and rankings[0]["networks"] == 2
     assert study("second").run() and not (tmp_path / "second").exists()
