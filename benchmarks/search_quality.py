@@ -16,7 +16,7 @@ goes on with what is missing, on another machine too; pieces under way are kept 
 is started after so long. The tables are written when all pieces are there.
 
     python -m benchmarks.search_quality --data digits
-    python -m benchmarks.search_quality --data cifar10 --data-dir DIR
+    python -m benchmarks.search_quality --data cifar10 --data-dir DIR --figure docs/figures/search_quality.svg
 """
 
 import itertools
@@ -54,6 +54,7 @@ from benchmarks.search_quality_pieces import (
 )
 from benchmarks.tables import parser, write_table
 from nas.process import tune_process
+from nas.reporting.charts import Line, Panel, draw
 from recipes.datasets import load_dataset
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
@@ -318,6 +319,22 @@ def correlations(scores: Sequence[float], alone: Sequence[float]) -> dict[str, f
     return {"kendall_tau": float(tau.statistic), "spearman": float(rho.statistic)}
 
 
+def panel(budget: str, networks: Sequence[Mapping[str, Any]]) -> Panel:
+    """Accuracies of a budget's networks against their FLOPs, bars over the seeds; its lines of `networks` have every kind."""
+    here = [line for line in networks if line["budget"] == budget]
+    points = []
+    for kind in dict.fromkeys(line["kind"] for line in here):
+        own = [line for line in here if line["kind"] == kind]
+        accuracies = [json.loads(line["accuracies"]) for line in own]
+        points.append(
+            Line(
+                name=kind, x=[line["flops"] for line in own], y=[line["accuracy_mean"] for line in own],
+                low=[min(found) for found in accuracies], high=[max(found) for found in accuracies], scattered=True,
+            )
+        )  # fmt: skip
+    return Panel(title=f"test accuracy in percent, at most {budget}", x_label="FLOPs", lines=points, x_amounts=True)
+
+
 def main() -> None:
     """Search, train, print and write the tables."""
     options = parser(__doc__)
@@ -332,6 +349,7 @@ def main() -> None:
     options.add_argument("--search-images", type=int, default=None)
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--minutes", type=float, default=math.inf, help="start nothing new after so long")
+    options.add_argument("--figure", type=Path, default=None, help="an SVG of the networks")
     options.add_argument("--work", type=Path, default=Path("runs/search_quality"), help="of what is under way")
     arguments = options.parse_args()
     case = CASES[arguments.data]
@@ -351,8 +369,14 @@ def main() -> None:
     if not study.run(arguments.minutes):
         print(f"{len(ledger)} pieces are in {ledger.path}; the same command goes on")
         return
-    for lines, name in zip(study.tables(), ("", "_summary", "_ranking"), strict=True):
+    tables = study.tables()
+    for lines, name in zip(tables, ("", "_summary", "_ranking"), strict=True):
         write_table(lines, arguments.out / f"search_quality_{arguments.data}{name}.csv")
+    if arguments.figure is not None:
+        panels = [panel(budget, tables[0]) for budget in case.budgets]
+        draw(
+            panels, arguments.figure, f"Accuracy of searched networks and of others inside the same budget: {case.data}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
-from benchmarks.search_quality import RANDOM, Study, by_seed, correlations, summary_of
+from benchmarks.search_quality import RANDOM, Study, by_seed, correlations, panel, summary_of
 from benchmarks.search_quality_pieces import Case, recalibrate, training_images
 from recipes.tensor_source import TensorSource
 from search_spaces.counting import fvcore_cost
@@ -106,5 +106,9 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
     assert [line["seeds"] for line in networks if line["kind"] == "searched"] == ["[0]", "[1]"]
     assert all(line["flops"] <= 0.03e6 for line in networks)
     assert summary[0]["of"] == 3 and rankings[0]["networks"] == 2
+    (found, drawn) = next((x, x.points) for x in panel("0.03M", networks).lines if x.name == "blind")
+    blind = next(line for line in networks if line["kind"] == "blind")
+    assert drawn == [(blind["flops"], blind["accuracy_mean"])]
+    assert [*found.low, *found.high] == sorted(json.loads(blind["accuracies"]))
     assert study("second").run() and not (tmp_path / "second").exists()
     assert repr(study("second").tables()) == repr((networks, summary, rankings))  # NaN is not equal to itself
