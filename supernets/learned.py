@@ -10,6 +10,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
 from search_spaces.errors import UserError, first_line
 from search_spaces.limits import format_quantity
+from search_spaces.sampling import extreme_cost
 from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
@@ -82,12 +83,28 @@ class Learned:
         return parts[self.space.column[variable]]
 
     def commit(self, progress: float) -> None:
-        """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it."""
+        """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it.
+
+        A larger one than the likeliest is taken where alpha cannot tell the two apart and some network has it inside the
+        budget: layers still get narrower, pixels do not come back. Alpha's steps, were they at random, would bring two logits
+        about rate x sqrt(steps) apart; what is nearer is not told apart.
+        """
         variable = self.space.resolution
         if variable.name not in self.space.column or variable.name in self.committed:
             return
         if progress >= self.config.commit_resolution:
-            self.committed[variable.name] = int(self.supergraph.argmax_row()[self.space.column[variable.name]])
+            logits = self.logits(variable.name)
+            steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
+            near = logits >= logits.max() - self.alpha_lr * math.sqrt(steps)
+            likeliest = int(logits.argmax())
+            larger = [option for option in range(likeliest + 1, len(logits)) if near[option] and self._fits(option)]
+            self.committed[variable.name] = max([likeliest, *larger])
+
+    def _fits(self, resolution: int) -> bool:
+        """Whether the smallest network, with this option of the resolution, is inside the budget's upper limit."""
+        _, row = extreme_cost(self.supergraph.tables, self.budget.quantity, largest=False)
+        row[self.space.column[self.space.resolution.name]] = resolution
+        return self.row_cost(row) <= self.budget.limit.high
 
     def argmax_row(self) -> Rows:
         """The row `(d,)` of the decided options and the likeliest of the others."""

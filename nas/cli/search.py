@@ -29,6 +29,9 @@ def search_command(
         int | None, typer.Option("--classes", help="search on so many classes, chosen by the seed; default all")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="of the weights")] = None,
+    tau_decay: Annotated[
+        float | None, typer.Option("--tau-decay", help="factor on the temperature in each ninetieth of the search")
+    ] = None,
     sample: Annotated[
         str | None, typer.Option("--sample", help="block types a layer runs in a step: all, or two drawn (faster)")
     ] = None,
@@ -81,8 +84,8 @@ def search_command(
     budgets = parse_budgets(flops, params)
     loaded = load_space(space)
     config = preset(
-        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, seed=seed, sample=sample,
-        share_pointwise=share_pointwise, sync_batch_norm=sync_batch_norm, noise_per_rank=not same_noise,
+        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, tau_decay=tau_decay, seed=seed,
+        sample=sample, share_pointwise=share_pointwise, sync_batch_norm=sync_batch_norm, noise_per_rank=not same_noise,
         recompute_resolutions=recompute,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)

@@ -99,6 +99,7 @@ def test_several_budgets_are_several_searches(tmp_path: Path) -> None:
         (["--epochs", "0"], ["epochs must be >= 1, got 0"]),
         (["--epochs", "many"], ["many"]),
         (["--lr", "1e30"], ["loss is nan", "--lr"]),
+        (["--tau-decay", "1.5"], ["tau_decay must be in (0, 1], got 1.5"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--threads", "0"], ["threads must be in 1.."]),
         (["--seed", "-1"], ["seed must be >= 0"]),

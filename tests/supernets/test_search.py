@@ -129,14 +129,43 @@ def test_warm_up_leaves_alpha_alone(tmp_path: Path) -> None:
     assert (history[2] != 0).any()
 
 
-def test_decided_resolution_is_the_argmax_of_the_logged_alpha(tmp_path: Path) -> None:
+def test_decided_resolution_rests_and_is_that_of_the_network(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", {}, seed=0) as folder:
         result = run(config(epochs=6, commit_resolution=0.3, alpha_lr=0.2), run=folder)
         stored = load_checkpoint(folder.checkpoint)
     logits = stored["alpha_history"][:, :3]
-    assert stored["committed"] == {"resolution": int(logits[-1].argmax())}
-    assert (logits[2:] == logits[-1]).all()
-    assert result.architecture.resolution == three_layers().resolution.options[int(logits[-1].argmax())]
+    assert (logits[2:] == logits[-1]).all() and (logits[-1] != 0).any()
+    assert result.architecture.resolution == three_layers().resolution.options[stored["committed"]["resolution"]]
+
+
+@pytest.mark.parametrize(
+    ("logits", "steps", "high", "decided"),
+    [
+        ([0.0, 1.0, 0.5], 0, 1e5, 1),  # apart
+        ([0.0, 1.0, 0.5], 24, 1e5, 1),  # 0.1 x sqrt(24) < 0.5
+        ([0.0, 1.0, 0.5], 26, 1e5, 2),
+        ([0.0, 1.0, -0.5], 26, 1e5, 1),
+        ([1.0, 0.9, 0.0], 26, 1e5, 1),
+        ([0.0, 0.0, 0.0], 0, 1e5, 2),  # nothing is known
+        ([0.5, 1.0, 0.9], 26, 1e5, 2),
+        ([0.5, 1.0, 0.9], 26, 1.8e4, 1),  # the smallest network at 16 pixels is larger
+        ([1.0, 0.5, 0.9], 26, 1e5, 2),
+        ([0.9, 0.5, 1.0], 26, 1e5, 2),  # never a smaller one than the likeliest
+    ],
+)
+def test_resolutions_that_alpha_cannot_tell_apart(logits: list[float], steps: int, high: float, decided: int) -> None:
+    learned = Searching(
+        three_layers(), images(), Budget("flops", Limit(high=high)), config(alpha_lr=0.1, commit_resolution=0.5),
+        num_classes=4, in_channels=3, device=torch.device("cpu"),
+    ).learned  # fmt: skip
+    for _ in range(steps):
+        learned.supergraph.alpha.grad = torch.zeros_like(learned.supergraph.alpha)
+        learned.alpha_optimizer.step()
+    learned.logits("resolution").copy_(torch.tensor(logits))
+    learned.commit(0.49)
+    assert not learned.committed
+    learned.commit(0.5)
+    assert learned.committed == {"resolution": decided}
 
 
 def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None:
