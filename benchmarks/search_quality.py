@@ -46,6 +46,7 @@ from benchmarks.search_quality_pieces import (
     Case,
     Contender,
     Key,
+    digest,
     ranking_key,
     run_search,
     run_training,
@@ -208,7 +209,7 @@ class Study:
             if kind == SEARCHED:
                 keys.append(ranking_key(self.case, budget, seed, rows))
             if not all(key in self.ledger for key in keys):
-                name = f"searches/{kind.replace(' ', '-')}-{budget}-seed{seed}"
+                name = f"searches/{kind.replace(' ', '-')}-{budget}-seed{seed}-{digest(keys[0])}"
                 given = (self.case, kind, budget, seed, rows, self.work / name, self.data_dir)
                 jobs.append(Job(name, run_search, given))
         return jobs
@@ -224,7 +225,7 @@ class Study:
             for seed in contender.seeds:
                 key = training_key(self.case, contender, seed)
                 if key not in self.ledger:
-                    name = f"trainings/{contender.name}-seed{seed}"
+                    name = f"trainings/{contender.name}-seed{seed}-{digest(key)}"
                     given = (self.case, contender, seed, self.work / name, self.data_dir)
                     jobs.setdefault(json.dumps(key), Job(name, run_training, given))
         return list(jobs.values())

@@ -177,7 +177,7 @@ def training_key(case: Case, contender: Contender, seed: int) -> Key:
     network = contender.network
     plain = {**network.to_json(), "name": ""} if isinstance(network, Architecture) else asdict(network)
     return {
-        "piece": "training", "network": _digest(plain), "recipe": _digest({**case.trained_by().to_json(), "name": ""}),
+        "piece": "training", "network": digest(plain), "recipe": digest({**case.trained_by().to_json(), "name": ""}),
         "data": case.data, "images": case.images, "epochs": case.epochs, "seed": seed,
     }  # fmt: skip
 
@@ -215,5 +215,6 @@ def _built(network: Architecture | Scaled, dataset: Dataset, seed: int) -> nn.Mo
     return small_image_network(network.name, network.width, num_classes=classes, in_channels=channels, seed=seed)
 
 
-def _digest(plain: Mapping[str, Any]) -> str:
+def digest(plain: Mapping[str, Any]) -> str:
+    """Sixteen digits that tell plain values from others."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
