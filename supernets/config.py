@@ -38,7 +38,6 @@ class SearchConfig:
     alpha_loss: bool = True  # whether cross entropy moves alpha; false, the budget alone does: a control of searches
     mask_position: MaskPosition = "affine"
     noise_per_rank: bool = True  # several processes: each draws its own Gumbel noise; else all the same
-    share_width_noise: bool = False  # widths joined by residuals draw as one
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
     sample: Literal["all", "two"] = "all"  # block types that a layer runs in a step: all, or two drawn by their weights
     share_pointwise: bool = False  # the block types of a layer share their 1x1 convolutions: faster, fewer weights

@@ -222,8 +222,7 @@ class Searching:
             generator = torch.Generator().manual_seed(
                 stream_seed(config.seed, f"{partial.phase} noise", state.epoch, index, *own)
             )
-            noise = gumbel_noise(len(self.supergraph.alpha), generator)
-            noise = (self.supergraph.shared_noise(noise) if config.share_width_noise else noise).to(self.device)
+            noise = gumbel_noise(len(self.supergraph.alpha), generator).to(self.device)
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
             (self._weights_step if weights_phase else self._alpha_step)(images, labels, noise, progress)

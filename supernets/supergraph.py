@@ -146,19 +146,6 @@ class Supergraph(nn.Module):
             )
         }
 
-    def shared_noise(self, noise: Tensor) -> Tensor:
-        """The noise `(sum of options,)` with one draw for all widths that residuals join, where their options are the same.
-
-        A residual is there where two widths agree: with n options in 1/n of independent draws, with one draw as often as
-        alpha of the two agrees. The distribution of each width by itself is what it was.
-        """
-        parts = dict(zip((v.name for v in self.space.variables), torch.split(noise, self.option_counts), strict=True))
-        for index, slot in enumerate(self.space.slots):
-            before, after = self.space.in_width(index), slot.width
-            if slot.stride == 1 and before.options == after.options and before.name in parts and after.name in parts:
-                parts[after.name] = parts[before.name]
-        return torch.cat([*parts.values()])
-
     def _one_hot(self, count: int, option: int) -> Tensor:
         return torch.eye(count, dtype=self.alpha.dtype, device=self.alpha.device)[option]
 

@@ -2,10 +2,8 @@ import math
 
 import pytest
 import torch
-from small_spaces import three_layers
 
 from supernets.gumbel import gumbel_noise, gumbel_weights, temperature
-from supernets.supergraph import Supergraph
 
 
 def test_weights_match_equation_3_4_away_from_tau_one() -> None:
@@ -45,34 +43,3 @@ def test_temperature_is_annealed_as_in_ninety_epochs() -> None:
     assert temperature(0.0) == 5.0
     assert temperature(1 / 90) == pytest.approx(5.0 * 0.956)
     assert temperature(1.0) == pytest.approx(0.0871, abs=1e-4)
-
-
-def test_widths_that_residuals_join_draw_as_one() -> None:
-    """Layer 3 is the only one with stride 1 whose widths are those before it."""
-    supergraph = Supergraph(three_layers(), num_classes=4)
-    noise = torch.arange(len(supergraph.alpha), dtype=torch.float64)
-    names = [variable.name for variable in supergraph.space.variables]
-    before, after = (
-        dict(zip(names, torch.split(drawn, supergraph.option_counts), strict=True))
-        for drawn in (noise, supergraph.shared_noise(noise))
-    )
-    assert torch.equal(after["layer3.width"], before["layer2.width"])
-    assert all(torch.equal(after[name], before[name]) for name in names if name != "layer3.width")
-
-
-def test_residuals_are_there_as_often_as_alpha_agrees() -> None:
-    supergraph = Supergraph(three_layers(), num_classes=4)
-    column = supergraph.space.column["layer3.width"]
-
-    def share(draw_as_one: bool) -> float:
-        found = []
-        for seed in range(200):
-            noise = gumbel_noise(len(supergraph.alpha), torch.Generator().manual_seed(seed))
-            weights = supergraph.weights(0.01, supergraph.shared_noise(noise) if draw_as_one else noise)
-            found.append(float(supergraph.layer_weights(weights)[2].same.detach()))
-        return sum(found) / len(found)
-
-    assert share(True) > 0.98  # near ties are soft
-    assert 0.25 < share(False) < 0.42  # one in three
-    torch.split(supergraph.alpha.data, supergraph.option_counts)[column].copy_(torch.tensor([9.0, -9.0, -9.0]))
-    assert share(True) < 0.42

@@ -184,16 +184,6 @@ def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None
     assert alpha("c", images(), False) != alpha("d", other, False)
 
 
-def test_noise_of_joined_widths_is_that_of_the_search(tmp_path: Path) -> None:
-    """It reaches the first step of the weights, and is the same when drawn again."""
-    found = []
-    for name, settings in (("a", {}), ("b", {"share_width_noise": True}), ("c", {"share_width_noise": True})):
-        with RunFolder(tmp_path / name, {}, seed=0) as folder:
-            run(config(epochs=1, warmup=0.0, **settings), run=folder)
-        found.append((tmp_path / name / "alpha.csv").read_bytes())
-    assert found[0] != found[1] == found[2]
-
-
 def test_weights_rest_while_alpha_learns_and_the_other_way_round() -> None:
     settings = config(warmup=0.0)
     searching = Searching(
