@@ -1,9 +1,8 @@
 """Are searched networks better than others of the same size? And does the supergraph rank networks as training alone does?
 
-For every budget and seed: the searched network; one of a search that ends colder (`tau to 0.32`); one of a search that runs two
-sampled block types a layer; one found by the same search whose alpha follows the budget alone (`blind`: seeds cannot change
-it, so one search stands for all); random networks of the same space in [0.9, 1] of the budget; MobileNetV2 and
-MobileNetV3-Small scaled to it. All are trained from scratch with one recipe, the same images and the same seeds, and compared
+For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
+same search whose alpha follows the budget alone (`blind`: seeds cannot change it, so one search stands for all); random
+networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained from scratch with one recipe, the same images and the same seeds, and compared
 on the test images. Searching sees training images only. search_quality_DATA.csv has a line a network,
 search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks' mean accuracy minus that of the others, with
 its standard error over seeds; ``rank`` the searched network's among the random ones, 1 for the best, by seed.
@@ -39,7 +38,6 @@ from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to
 from benchmarks.search_quality_pieces import (
     BLIND,
-    COLDER,
     SEARCHED,
     SEARCHES,
     TWO_SAMPLED,
@@ -196,7 +194,6 @@ class Study:
             *self._searches(SEARCHED),
             *self._searches(BLIND),
             *self._trainings(list(itertools.chain(*self.fixed_contenders.values()))),
-            *self._searches(COLDER),
             *self._searches(TWO_SAMPLED),
         ]
 

@@ -38,10 +38,9 @@ from supernets.supergraph import Supergraph
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
 # What differs between the searches that are compared. Neither weights nor seed move a blind search's alpha: it takes the
 # fastest weights, and one search stands for all seeds.
-SEARCHED, COLDER, BLIND, TWO_SAMPLED = "searched", "tau to 0.32", "blind", "two sampled"
+SEARCHED, BLIND, TWO_SAMPLED = "searched", "blind", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
-    COLDER: {"tau_decay": 0.97},
     BLIND: {"alpha_loss": False, "sample": "two", "share_pointwise": True},
     TWO_SAMPLED: {"sample": "two"},
 }

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.variables import Rows
 from supernets.budget import Budget, CostWeight, repaired_row
 from supernets.config import SearchConfig
+from supernets.likeliest import likeliest_row
 from supernets.progress import Partial
 from supernets.result import SearchResult
 from supernets.supergraph import Supergraph
@@ -82,20 +85,24 @@ class Learned:
         parts = torch.split(self.supergraph.alpha.detach(), self.supergraph.option_counts)
         return parts[self.space.column[variable]]
 
+    @property
+    def reach(self) -> float:
+        """Logits nearer than this are not told apart: steps of alpha at random bring two about rate x sqrt(steps) apart."""
+        steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
+        return self.alpha_lr * math.sqrt(steps)
+
     def commit(self, progress: float) -> None:
         """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it.
 
         A larger one than the likeliest is taken where alpha cannot tell the two apart and some network has it inside the
-        budget: layers still get narrower, pixels do not come back. Alpha's steps, were they at random, would bring two logits
-        about rate x sqrt(steps) apart; what is nearer is not told apart.
+        budget: layers still get narrower, pixels do not come back.
         """
         variable = self.space.resolution
         if variable.name not in self.space.column or variable.name in self.committed:
             return
         if progress >= self.config.commit_resolution:
             logits = self.logits(variable.name)
-            steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
-            near = logits >= logits.max() - self.alpha_lr * math.sqrt(steps)
+            near = logits >= logits.max() - self.reach
             likeliest = int(logits.argmax())
             larger = [option for option in range(likeliest + 1, len(logits)) if near[option] and self._fits(option)]
             self.committed[variable.name] = max([likeliest, *larger])
@@ -107,8 +114,15 @@ class Learned:
         return self.row_cost(row) <= self.budget.limit.high
 
     def argmax_row(self) -> Rows:
-        """The row `(d,)` of the decided options and the likeliest of the others."""
-        return self.supergraph.argmax_row(self.committed)
+        """The row `(d,)` of the decided options and the likeliest of the others.
+
+        A residual connection counts as much as alpha can be wrong about one logit: so widths that alpha does not tell apart
+        are those that allow it.
+        """
+        return likeliest_row(self.space, self._alpha(), residual=self.reach, decided=self.committed)
+
+    def _alpha(self) -> npt.NDArray[np.float64]:
+        return self.supergraph.alpha.detach().double().cpu().numpy()
 
     def row_cost(self, row: Rows) -> int:
         """Exact cost of a row `(d,)` in the budget's quantity."""
@@ -140,8 +154,7 @@ class Learned:
         argmax = self.argmax_row()
         row = argmax
         if not self.budget.limit.holds(self.row_cost(argmax)):
-            alpha = self.supergraph.alpha.detach().double().cpu().numpy()
-            row = repaired_row(tables, self.budget, alpha, argmax, self.witness)
+            row = repaired_row(tables, self.budget, self._alpha(), argmax, self.witness)
         canonical = self.space.canonical(row)[0]
         architecture = self.space.decode(canonical)
         cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))

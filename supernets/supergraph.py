@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from search_spaces.network import initialise
 from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
-from search_spaces.variables import Rows
 from supernets.blocks import LayerWeights, MaskedPoolHead, MaskedStem, MixedLayer
 from supernets.effective import EffectiveCost, SlotMasks, Weights, pick, presence
 from supernets.gumbel import gumbel_weights, keep_two
@@ -156,16 +154,6 @@ class Supergraph(nn.Module):
             variable.name: self._one_hot(count, int(option))
             for variable, count, option in zip(self.space.variables, self.option_counts, indices, strict=True)
         }
-
-    def argmax_row(self, committed: Mapping[str, int] | None = None) -> Rows:
-        """The row `(d,)` of the largest logit of every choice; decided variables keep their option."""
-        parts = torch.split(self.alpha.detach(), self.option_counts)
-        committed = committed or {}
-        options = [
-            committed.get(variable.name, int(part.argmax()))
-            for variable, part in zip(self.space.variables, parts, strict=True)
-        ]
-        return np.array(options, dtype=np.int64)
 
     def layer_weights(self, weights: Weights) -> list[LayerWeights]:
         """What the weights mean for every layer, computed once a step."""

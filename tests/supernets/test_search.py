@@ -168,6 +168,23 @@ def test_resolutions_that_alpha_cannot_tell_apart(logits: list[float], steps: in
     assert learned.committed == {"resolution": decided}
 
 
+@pytest.mark.parametrize(("difference", "taken"), [(0.25, 1), (0.35, 0)])
+def test_widths_that_alpha_cannot_tell_apart_allow_a_residual(difference: float, taken: int) -> None:
+    """After 9 steps of 0.1 alpha tells apart what is 0.3 apart."""
+    learned = Searching(
+        three_layers(), images(), Budget("flops", Limit(high=1e5)), config(alpha_lr=0.1),
+        num_classes=4, in_channels=3, device=torch.device("cpu"),
+    ).learned  # fmt: skip
+    for _ in range(9):
+        learned.supergraph.alpha.grad = torch.zeros_like(learned.supergraph.alpha)
+        learned.alpha_optimizer.step()
+    before, after = (slot.width.name for slot in learned.space.slots[1:])
+    learned.logits(before)[1] = 5
+    learned.logits(after)[0] = difference
+    row = learned.argmax_row()
+    assert [row[learned.space.column[name]] for name in (before, after)] == [1, taken]
+
+
 def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None:
     """Other images, other weights: the same alpha to the bit, which the plain search's is not."""
     other = TensorSource(

@@ -1,0 +1,75 @@
+"""The network that alpha stands for: the likeliest option of every choice, widths together with the residuals they allow.
+
+A layer has a residual connection where its input and its output are equally wide. The supergraph always has a part of it, the
+sum over equal widths of g_in g_out, so its loss hardly tells what a network without it loses; and where every width is taken
+for itself, neighbours that alpha does not tell apart fall on different options. The papers do not say how they derive widths.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.space import SearchSpace, Slot
+from search_spaces.variables import Rows, Variable
+
+Floats = npt.NDArray[np.float64]
+
+
+def likeliest_row(
+    space: SearchSpace, alpha: npt.ArrayLike, *, residual: float = 0.0, decided: Mapping[str, int] | None = None
+) -> Rows:
+    """The row `(d,)` with the largest sum of logits and of ``residual`` for every residual connection.
+
+    Blocks, expansions, depths and the resolution take their largest logit; given the blocks, widths are the exact optimum by
+    dynamic programming along the layers. A width variable that comes back after another one keeps its largest logit.
+
+    Args:
+        space: of alpha.
+        alpha: flat logits `(sum of options,)`.
+        residual: what a residual connection is worth in logits; 0 is the plain argmax.
+        decided: variables that keep their option.
+    """
+    decided = decided or {}
+    parts = np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
+    row = np.array(
+        [decided.get(variable.name, part.argmax()) for variable, part in zip(space.variables, parts, strict=True)]
+    )
+    chain, links = [space.stem.width], list[Floats]()
+    for slot in space.slots:
+        if slot.width.name != chain[-1].name:
+            links.append(residual * _residuals(space, chain[-1], slot, row))
+            chain.append(slot.width)
+    visits = Counter(variable.name for variable in chain)
+    logits = []
+    for variable in chain:
+        column = space.column.get(variable.name)
+        own = np.zeros(1) if column is None else parts[column]
+        if column is not None and (variable.name in decided or visits[variable.name] > 1):
+            own = np.where(np.arange(len(own)) == row[column], own, -np.inf)
+        logits.append(own)
+    for variable, option in zip(chain, _best_path(logits, links), strict=True):
+        if variable.name in space.column:
+            row[space.column[variable.name]] = option
+    return row
+
+
+def _residuals(space: SearchSpace, before: Variable, slot: Slot, row: Rows) -> Floats:
+    """`(n_before, n_after)` 1 where the slot's block in ``row`` has a residual connection between these widths, else 0."""
+    block = slot.block_types[int(space.picked(row[None], slot.block)[0])]
+    same = space.built_widths(before)[:, None] == space.built_widths(slot.width)
+    return np.asarray(same, dtype=np.float64) * (slot.stride == 1 and not block.is_skip)
+
+
+def _best_path(nodes: list[Floats], links: list[Floats]) -> list[int]:
+    """An option `(n_i,)` of each node: the largest sum of their values and of the links `(n_i, n_i+1)` between neighbours."""
+    best, origins = nodes[0], list[npt.NDArray[np.intp]]()
+    for link, node in zip(links, nodes[1:], strict=True):
+        total = best[:, None] + link
+        origins.append(total.argmax(axis=0))
+        best = total.max(axis=0) + node
+    path = [int(best.argmax())]
+    for origin in reversed(origins):
+        path.append(int(origin[path[-1]]))
+    return path[::-1]

@@ -1,0 +1,123 @@
+import itertools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from small_spaces import three_layers
+
+from search_spaces.blocks import InvertedResidual
+from search_spaces.network import build
+from search_spaces.rows import Row, space_of_rows
+from search_spaces.space import BLOCK_TYPES, PoolHead, SearchSpace, Slot, Stem, constant
+from search_spaces.variables import Choice, Range, Rows
+from supernets.likeliest import likeliest_row
+
+
+def random_logits(space: SearchSpace, seed: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=int(space.option_counts.sum()))
+
+
+def parts(space: SearchSpace, alpha: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    return np.split(alpha, np.cumsum(space.option_counts)[:-1])
+
+
+def plain_argmax(space: SearchSpace, alpha: npt.NDArray[np.float64]) -> Rows:
+    return np.array([part.argmax() for part in parts(space, alpha)])
+
+
+def residuals(space: SearchSpace, row: Rows) -> int:
+    """As the built network has them."""
+    blocks = build(space.decode(row), num_classes=4, in_channels=3).blocks
+    return sum(isinstance(block, InvertedResidual) and block.residual for block in blocks)
+
+
+def brute_force(
+    space: SearchSpace, alpha: npt.NDArray[np.float64], residual: float, fixed: Mapping[str, int]
+) -> tuple[float, Rows]:
+    """The best value and row of all that differ from the plain argmax in widths alone."""
+    free = {slot.width.name for slot in space.slots} | {space.stem.width.name}
+    best, chosen = -np.inf, plain_argmax(space, alpha)
+    for name, option in fixed.items():
+        chosen[space.column[name]] = option
+    options = [
+        range(count) if variable.name in free - set(fixed) else [int(chosen[column])]
+        for column, (variable, count) in enumerate(zip(space.variables, space.option_counts, strict=True))
+    ]
+    for row in map(np.array, itertools.product(*options)):
+        logits = sum(part[option] for part, option in zip(parts(space, alpha), row, strict=True))
+        value = logits + residual * residuals(space, row)
+        if value > best + 1e-9:
+            best, chosen = value, row
+    return best, chosen
+
+
+def in_a_row() -> SearchSpace:
+    """Three layers of one width choice between two others, a stem that has a choice, and widths that build alike."""
+    middle = Choice("middle", (15, 16, 24))
+    first, last = Choice("first", (8, 16)), Choice("last", (16, 24, 32))
+    block = [Choice(f"block{i}", (BLOCK_TYPES["ir_k3"], BLOCK_TYPES["skip"])) for i in range(5)]
+    expansion = constant("expansion", 2.0)
+    widths = (first, middle, middle, middle, last)
+    slots = [
+        Slot(block=own, expansion=expansion, width=width, stride=2 if i == 2 else 1)
+        for i, (own, width) in enumerate(zip(block, widths, strict=True))
+    ]
+    return SearchSpace(
+        "in a row", resolution=Range("resolution", (16,)), stem=Stem(width=Choice("stem", (8, 16))), slots=slots,
+        head=PoolHead(out_channels=16), round_widths=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [three_layers, in_a_row])
+@pytest.mark.parametrize("residual", [0.0, 0.4, 3.0])
+def test_widths_are_the_best_of_all(make: Callable[[], SearchSpace], residual: float) -> None:
+    space = make()
+    for seed in range(4):
+        alpha = random_logits(space, seed)
+        value, row = brute_force(space, alpha, residual, {})
+        found = likeliest_row(space, alpha, residual=residual)
+        logits = sum(part[option] for part, option in zip(parts(space, alpha), found, strict=True))
+        assert logits + residual * residuals(space, found) == pytest.approx(value, abs=1e-9)
+        assert found.tolist() == row.tolist()
+
+
+def test_nothing_for_residuals_is_the_plain_argmax() -> None:
+    for space in (three_layers(), in_a_row()):
+        alpha = random_logits(space, 5)
+        assert likeliest_row(space, alpha).tolist() == plain_argmax(space, alpha).tolist()
+
+
+def test_hand_worked_case() -> None:
+    """Widths 8, 8, then 24 for 0.5 more than 8: worth it against 0.4 for a residual, not against 0.6."""
+    layer = Row(block=("ir_k3",), expansion=(2.0,), width=(8, 24))
+    space = space_of_rows("hand", [layer, layer], resolutions=(16,), stem_width=8, head_width=8)
+    alpha = np.array([1.0, 0.0, 0.0, 0.5])
+    assert likeliest_row(space, alpha, residual=0.4).tolist() == [0, 1]
+    assert likeliest_row(space, alpha, residual=0.6).tolist() == [0, 0]
+
+
+def test_decided_options_stay_and_the_others_follow() -> None:
+    space = three_layers()
+    width = space.slots[1].width
+    for seed, option in itertools.product(range(3), range(3)):
+        alpha = random_logits(space, seed)
+        decided = {width.name: option, "resolution": 0}
+        _, row = brute_force(space, alpha, 1.0, decided)
+        found = likeliest_row(space, alpha, residual=1.0, decided=decided)
+        assert found.tolist() == row.tolist()
+        assert found[space.column[width.name]] == option and found[space.column["resolution"]] == 0
+
+
+def test_a_width_that_comes_back_keeps_its_largest_logit() -> None:
+    wide, own = Choice("wide", (8, 16)), Choice("own", (8, 16))
+    slots = [
+        Slot(block=constant("block", BLOCK_TYPES["ir_k3"]), expansion=constant("e", 2.0), width=width, stride=1)
+        for width in (wide, own, wide)
+    ]
+    space = SearchSpace(
+        "back", resolution=Range("resolution", (16,)), stem=Stem(width=constant("stem", 8)), slots=slots,
+        head=PoolHead(out_channels=16),
+    )  # fmt: skip
+    row = likeliest_row(space, [0.0, 0.1, 1.0, 0.0], residual=1.0)  # wide: 16 by a little; own: 8 by 1
+    assert dict(zip(space.column, row.tolist(), strict=True)) == {"wide": 1, "own": 1}  # two residuals for 1
