@@ -2,8 +2,9 @@
 
 For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
 same search whose alpha follows the budget alone (`blind`: seeds cannot change it, so one search stands for all); random
-networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained from scratch with one recipe, the same images and the same seeds, and compared
-on the test images. Searching sees training images only. search_quality_DATA.csv has a line a network,
+networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained from
+scratch with one recipe, the same images and the same seeds, and compared on the test images. Searching sees training images
+only. search_quality_DATA.csv has a line a network,
 search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks' mean accuracy minus that of the others, with
 its standard error over seeds; ``rank`` the searched network's among the random ones, 1 for the best, by seed.
 
