@@ -16,6 +16,7 @@ from nas.cli.options import (
     Seed,
     Threads,
     is_main_process,
+    require_file_place,
     set_threads,
 )
 
@@ -96,6 +97,7 @@ def importance_command(
     """Rank the filters of convolutions by trees over their activation scores."""
     from nas.trees.filters.ranking import filter_importance
 
+    require_file_place(out)
     result = filter_importance(
         model, data, layers=layer or None,
         by=_by(by, score, importance, depth, estimators, top_k, images, seed, threads),
@@ -138,6 +140,7 @@ def curves_command(
     """Accuracy when the least (best case) or the most important filters (worst case) are left out first."""
     from nas.trees.filters.pruning import pruning_curves
 
+    require_file_place(out)
     table = pruning_curves(
         model, data, layer=layer, by=_by(by, score, importance, depth, estimators, top_k, images, seed, threads),
         points=points, pretrained=pretrained, resolution=resolution, data_dir=data_dir, device=device,

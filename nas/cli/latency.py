@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from nas.cli.options import Resume
+from nas.cli.options import Resume, require_file_place
 
 if TYPE_CHECKING:
     from nas.latency import SpaceProgress
@@ -84,10 +84,8 @@ def _measure_model(
 ) -> None:
     from nas.latency import BACKENDS, measure_latency, save_latencies
     from search_spaces.limits import format_quantity
-    from search_spaces.serialisation import require
 
-    if json is not None:
-        require(json.parent.is_dir() and not json.is_dir(), f"cannot write {json}: name a file in a folder that exists")
+    require_file_place(json)
     backends = BACKENDS if backend == "both" else (backend,)
     results = measure_latency(model, backends=backends, resolution=resolution, **numbers)  # type: ignore[arg-type]
     first = results[0]

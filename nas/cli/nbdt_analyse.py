@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import DataDir, Device, Resolution, Seed, Threads, set_threads
+from nas.cli.options import DataDir, Device, Resolution, Seed, Threads, require_file_place, set_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +178,7 @@ def similar_command(
     from nas.trees.analyses import find_node, max_similarity
     from nas.trees.pictures import contact_sheet
 
-    _writable(sheet)
+    require_file_place(sheet)
     found = _outputs(locals())
     frame = max_similarity(
         found.hierarchy, found.logits, found.labels, found.class_names, count=count,
@@ -232,18 +232,10 @@ def _outputs(given: dict[str, Any]) -> "TreeOutputs":
     """The network's logits for the images that a command's options name."""
     from nas.trees.outputs import tree_outputs
 
-    _writable(given["out"])
+    require_file_place(given["out"])
     set_threads(given["threads"])
     names = ("data", "unseen", "part", "tree", "pretrained", "resolution", "data_dir", "seed", "device")
     return tree_outputs(given["model"], **{name: given[name] for name in names if name in given})
-
-
-def _writable(path: Path | None) -> None:
-    """Refuse a file in a folder that is not there before anything takes time."""
-    from search_spaces.serialisation import require
-
-    good = path is None or (path.absolute().parent.is_dir() and not path.is_dir())
-    require(good, f"cannot write {path}: a file in a folder that exists is needed")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -53,3 +53,11 @@ def set_threads(threads: int | None) -> None:
         most = 4 * (os.cpu_count() or 1)
         require(1 <= threads <= most, f"threads must be in 1..{most} (four for each core), got {threads}")
         torch.set_num_threads(threads)
+
+
+def require_file_place(path: Path | None) -> None:
+    """Refuse a file in a folder that is not there, before anything takes time."""
+    from search_spaces.serialisation import require
+
+    good = path is None or (path.absolute().parent.is_dir() and not path.is_dir())
+    require(good, f"cannot write {path}: a file in a folder that exists is needed")

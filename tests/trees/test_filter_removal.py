@@ -215,6 +215,11 @@ def test_the_commands(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["importance", "--by", "tre"], "unknown method 'tre'; did you mean 'tree'?"),
         (["importance", "--score", "sum"], "unknown score 'sum'; allowed: max, mean, topk"),
         (["importance", "--data", "mnits"], "unknown dataset 'mnits'; did you mean 'mnist'?"),
+        (
+            ["importance", "--out", "no/table.csv"],
+            "cannot write no/table.csv: a file in a folder that exists is needed",
+        ),
+        (["curves", "--layer", "blocks.1.pw.0", "--out", "."], "cannot write .: a file in a folder"),
         (["curves", "--layer", "blocks.0.0"], "filters of blocks.0.0 cannot be removed: their channels reach"),
         (["prune", "--keep", "blocks.3.pw.0", "--out", "x"], "--keep must be LAYER=NUMBER or LAYER=SHARE"),
         (
