@@ -227,9 +227,34 @@ def differentiable_sum(values: Tensor) -> Tensor:
 def average_buffers(module: nn.Module, place: Ranks) -> None:
     """Give all processes the mean of their floating buffers (running statistics); integer ones are equal already."""
     if place.world > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(mean_over_ranks(buffer, place))
+        for buffer in _floating_buffers(module):
+            buffer.copy_(mean_over_ranks(buffer, place))
+
+
+def gathered_buffers(module: nn.Module, place: Ranks) -> Tensor:
+    """Floating buffers of every process, one after the other in a row: `(world, n)` on the CPU, the same in each."""
+    own = torch.cat([buffer.detach().flatten() for buffer in _floating_buffers(module)])
+    rows = [own]
+    if place.world > 1:
+        rows = [torch.empty_like(own) for _ in range(place.world)]
+        dist.all_gather(rows, own)
+    return torch.stack(rows).cpu()
+
+
+def put_own_buffers(module: nn.Module, gathered: Tensor, place: Ranks) -> None:
+    """Inverse of `gathered_buffers`; of another number of processes, every one gets their mean.
+
+    Raises:
+        RuntimeError: the rows have another length.
+    """
+    own = gathered[place.rank] if len(gathered) == place.world else gathered.mean(0)
+    buffers = _floating_buffers(module)
+    for buffer, part in zip(buffers, torch.split(own, [buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+def _floating_buffers(module: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
 
 
 def from_main(value: Any, place: Ranks) -> Any:

@@ -19,6 +19,7 @@ from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
 from search_spaces.tables import SpaceTables
 from search_spaces.variables import Rows
+from supernets.likeliest import count_residuals
 
 NEAR = 0.85  # share of the upper limit that counts as making use of it
 AIM = 0.95  # where between 0 and the upper limit the search aims, so that the argmax network ends inside
@@ -95,20 +96,29 @@ class CostWeight:
         return self.integral + self.gain * error
 
 
-def repaired_row(tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows, witness: Rows) -> Rows:
+def repaired_row(
+    tables: SpaceTables,
+    budget: Budget,
+    alpha: npt.NDArray[np.float64],
+    row: Rows,
+    witness: Rows,
+    *,
+    residual: float = 0.0,
+) -> Rows:
     """`repair` of ``row``; where that gets stuck, the ``witness`` improved in alpha as far as the limit allows."""
     space = tables.space
     try:
-        return repair(space, tables, budget, alpha, row)
+        return repair(space, tables, budget, alpha, row, residual=residual)
     except UserError:
         row = witness.copy()
     logits = np.split(alpha, np.cumsum(space.option_counts)[:-1])
     improved = True
-    while improved:  # every pass raises the sum of logits, so this ends
+    while improved:  # every pass raises the value of the row, so this ends
         improved = False
-        for column, values in enumerate(logits):
-            changed = np.repeat(row[None], len(values), axis=0)
-            changed[:, column] = np.arange(len(values))
+        for column, own in enumerate(logits):
+            changed = np.repeat(row[None], len(own), axis=0)
+            changed[:, column] = np.arange(len(own))
+            values = own + residual * count_residuals(space, changed)
             inside = budget.limit.holds(tables.cost(changed)._asdict()[budget.quantity])
             best = int(np.where(inside, values, -np.inf).argmax())
             if values[best] > values[row[column]]:
@@ -116,18 +126,27 @@ def repaired_row(tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.floa
     return row
 
 
-def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.NDArray[np.float64], row: Rows) -> Rows:
-    """The row inside the limit that is reached from ``row`` by giving up the least of alpha.
+def repair(
+    space: SearchSpace,
+    tables: SpaceTables,
+    budget: Budget,
+    alpha: npt.NDArray[np.float64],
+    row: Rows,
+    *,
+    residual: float = 0.0,
+) -> Rows:
+    """The row inside the limit that is reached from ``row`` by giving up the least of alpha and of residual connections.
 
-    Changes one choice at a time: the smallest loss of logit among changes that end inside (near the upper limit if any do),
-    else the smallest loss per unit of log cost gained.
+    Changes one choice at a time: the smallest loss among changes that end inside (near the upper limit if any do), else the
+    smallest loss per unit of log cost gained.
 
     Args:
         space: the space.
         tables: its cost tables.
         budget: what must hold.
         alpha: flat logits `(sum of options,)`.
-        row: `(d,)` start, usually the argmax.
+        row: `(d,)` start, usually `likeliest_row`.
+        residual: what a residual connection is worth in logits.
 
     Raises:
         UserError: a point from which no single change leads on (a chain of skips can be one); see `Budget.witness`.
@@ -146,6 +165,7 @@ def repair(space: SearchSpace, tables: SpaceTables, budget: Budget, alpha: npt.N
         changed[np.arange(len(column)), column] = option
         after = tables.cost(changed)._asdict()[budget.quantity]
         lost = alpha[offsets[column] + row[column]] - alpha[offsets[column] + option]
+        lost += residual * (count_residuals(space, row[None]) - count_residuals(space, changed))
         gained = np.log(now / after) if now > high else np.log(after / now)
         useful = (gained > 0) & ((after >= low) if now > high else (after <= high))
         require(bool(useful.any()), f"no single change brings {budget.quantity} {now} into {budget.limit}")

@@ -22,7 +22,7 @@ from supernets.progress import Partial
 from supernets.result import SearchResult
 from supernets.supergraph import Supergraph
 
-SCHEMA = 1  # of the checkpoint
+SCHEMA = 2  # of the checkpoint: 2 has the running statistics of every process, and the number of machines
 
 
 class Learned:
@@ -87,7 +87,10 @@ class Learned:
 
     @property
     def reach(self) -> float:
-        """Logits nearer than this are not told apart: steps of alpha at random bring two about rate x sqrt(steps) apart."""
+        """How far apart alpha's steps would bring two logits, were they at random: about rate x sqrt(steps).
+
+        The rate is that before the landing, whose few larger steps settle the cost.
+        """
         steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
         return self.alpha_lr * math.sqrt(steps)
 
@@ -114,10 +117,10 @@ class Learned:
         return self.row_cost(row) <= self.budget.limit.high
 
     def argmax_row(self) -> Rows:
-        """The row `(d,)` of the decided options and the likeliest of the others.
+        """The row `(d,)` of the decided options and the likeliest of the others, where a residual connection counts `reach`.
 
-        A residual connection counts as much as alpha can be wrong about one logit: so widths that alpha does not tell apart
-        are those that allow it.
+        So a width takes another option than its likeliest only for a residual that this gains, and gives up no more than
+        alpha can be wrong about for each.
         """
         return likeliest_row(self.space, self._alpha(), residual=self.reach, decided=self.committed)
 
@@ -154,7 +157,7 @@ class Learned:
         argmax = self.argmax_row()
         row = argmax
         if not self.budget.limit.holds(self.row_cost(argmax)):
-            row = repaired_row(tables, self.budget, self._alpha(), argmax, self.witness)
+            row = repaired_row(tables, self.budget, self._alpha(), argmax, self.witness, residual=self.reach)
         canonical = self.space.canonical(row)[0]
         architecture = self.space.decode(canonical)
         cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))

@@ -23,15 +23,23 @@ def likeliest_row(
     """The row `(d,)` with the largest sum of logits and of ``residual`` for every residual connection.
 
     Blocks, expansions, depths and the resolution take their largest logit; given the blocks, widths are the exact optimum by
-    dynamic programming along the layers. A width variable that comes back after another one keeps its largest logit.
+    dynamic programming along the layers. A width variable that comes back after another one keeps its largest logit. A skip
+    between equal widths is the identity: without a block beside it, it is no residual connection.
 
     Args:
         space: of alpha.
         alpha: flat logits `(sum of options,)`.
-        residual: what a residual connection is worth in logits; 0 is the plain argmax.
+        residual: what a residual connection is worth in logits, >= 0; 0 is the plain argmax.
         decided: variables that keep their option.
+
+    Raises:
+        ValueError: alpha of another length, or a negative ``residual``.
     """
     decided = decided or {}
+    if np.shape(alpha) != (space.option_counts.sum(),) or not residual >= 0:
+        raise ValueError(
+            f"alpha must have {space.option_counts.sum()} logits, residual be >= 0; got {np.shape(alpha)}, {residual}"
+        )
     parts = np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
     row = np.array(
         [decided.get(variable.name, part.argmax()) for variable, part in zip(space.variables, parts, strict=True)]
@@ -55,11 +63,26 @@ def likeliest_row(
     return row
 
 
+def count_residuals(space: SearchSpace, rows: Rows) -> npt.NDArray[np.int64]:
+    """`(n,)` residual connections of the networks of ``rows`` `(n, d)`."""
+    count = np.zeros(len(rows), dtype=np.int64)
+    for index, slot in enumerate(space.slots):
+        option = space.picked(rows, slot.width)
+        entering = space.built_widths(space.in_width(index))[space.picked(rows, space.in_width(index))]
+        count += _may_have_one(space, slot, rows) & (entering == space.built_widths(slot.width)[option])
+    return count
+
+
+def _may_have_one(space: SearchSpace, slot: Slot, rows: Rows) -> npt.NDArray[np.bool_]:
+    """`(n,)` whether the slot's block has a residual connection where its input is as wide as its output."""
+    is_skip = np.array([block.is_skip for block in slot.block_types])[space.picked(rows, slot.block)]
+    return np.asarray(space.present(rows, slot) & ~is_skip & (slot.stride == 1))
+
+
 def _residuals(space: SearchSpace, before: Variable, slot: Slot, row: Rows) -> Floats:
     """`(n_before, n_after)` 1 where the slot's block in ``row`` has a residual connection between these widths, else 0."""
-    block = slot.block_types[int(space.picked(row[None], slot.block)[0])]
     same = space.built_widths(before)[:, None] == space.built_widths(slot.width)
-    return np.asarray(same, dtype=np.float64) * (slot.stride == 1 and not block.is_skip)
+    return np.asarray(same & _may_have_one(space, slot, row[None]), dtype=np.float64)
 
 
 def _best_path(nodes: list[Floats], links: list[Floats]) -> list[int]:

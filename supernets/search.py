@@ -20,8 +20,10 @@ from recipes.distributed import (
     SharedError,
     average_buffers,
     from_main,
+    gathered_buffers,
     joined,
     mean_over_ranks,
+    put_own_buffers,
     require_equal,
     share_gradients,
     sum_over_ranks,
@@ -29,7 +31,7 @@ from recipes.distributed import (
 from recipes.interruption import Interruption
 from recipes.run_folder import RunFolder
 from recipes.sources import Source, split_indices
-from search_spaces.errors import Stopped
+from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.seeding import numpy_rng, stream_seed
 from search_spaces.serialisation import require
 from search_spaces.space import SearchSpace
@@ -163,7 +165,7 @@ class Searching:
             alpha_steps=self.alpha_steps * (config.epochs - config.warmup_epochs),
         )  # fmt: skip
         self.state = SearchState(config=config, steps=self.weights_steps)
-        self.interruption, self.stopping = Interruption(), False
+        self.interruption, self.stopping, self.due = Interruption(), False, False
         self.checkpoint_seconds, self.saved_at = math.inf, time.monotonic()
 
     def epoch(self, epoch: int, run: RunFolder | None, callbacks: Sequence[SearchCallback]) -> None:
@@ -231,7 +233,7 @@ class Searching:
             for callback in callbacks:
                 callback.on_step_end(state)
             partial.seconds = time.process_time() - started
-            if self.stopping or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+            if self.stopping or self.due:
                 self._save(run)
             if self.stopping:
                 raise Stopped(f"stopped in epoch {state.epoch + 1} of {config.epochs}")
@@ -241,8 +243,10 @@ class Searching:
         return (self.state.epoch + step / self.state.steps) / self.config.epochs
 
     def _save(self, run: RunFolder | None) -> None:
+        """Write a checkpoint; all processes come here at the same step, each with its own running statistics."""
+        own = {"machines": self.place.nodes, "buffers": gathered_buffers(self.supergraph, self.place)}
         if run is not None:
-            save_checkpoint(run.checkpoint, self.learned.checkpoint(), keep_previous=True)
+            save_checkpoint(run.checkpoint, {**self.learned.checkpoint(), **own}, keep_previous=True)
         self.saved_at = time.monotonic()
 
     def _train_only(self, phase: str) -> None:
@@ -305,21 +309,25 @@ class Searching:
             learned.logits(name).copy_(kept)
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add up what all processes have seen, and whether one was asked to stop; a loss not finite on one is so on all."""
+        """Add up what all processes have seen, whether one was asked to stop, and whether the first one's checkpoint is due.
+
+        A loss that is not finite in one is so in all.
+        """
         partial = self.learned.partial
         found, count = float(loss.detach()), len(labels)
         right = int((logits.argmax(1) == labels).sum())
+        due = self.place.main and time.monotonic() - self.saved_at >= self.checkpoint_seconds
         sums = torch.tensor(
-            [found * count, right, count, self.interruption.asked], dtype=torch.float64, device=self.device
+            [found * count, right, count, self.interruption.asked, due], dtype=torch.float64, device=self.device
         )
-        total, right, seen, asked = sum_over_ranks(sums, self.place).tolist()
+        total, right, seen, asked, saves = sum_over_ranks(sums, self.place).tolist()
         self.state.loss = found if self.place.world == 1 else total / seen
         if not math.isfinite(self.state.loss):
             self._diverged(f"the loss is {self.state.loss}")
         partial.loss += total
         partial.correct += int(right)
         partial.seen += int(seen)
-        self.stopping = asked > 0
+        self.stopping, self.due = asked > 0, saves > 0
 
     def _diverged(self, what: str) -> NoReturn:
         state = self.state
@@ -336,7 +344,17 @@ class Searching:
             stored = load_latest_checkpoint(run.checkpoint)
         stored = from_main(stored, self.place)
         if stored is not None:
-            self.learned.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
+            where = "the checkpoint" if run is None else str(run.checkpoint)
+            self.learned.restore(stored, where)
+            before, now = stored.get("machines"), self.place.nodes
+            require(
+                before == now,
+                f"{where} is of a search on {before} machines, now {now}: its batches and rates would change",
+            )
+            try:
+                put_own_buffers(self.supergraph, stored["buffers"], self.place)
+            except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+                raise UserError(f"{where} does not fit this search: {first_line(error)}") from error
         if run is not None:
             run.truncate_metrics(self.learned.epochs_done)
             require_room(run.path, 2 * sum(t.numel() * t.element_size() for t in self.supergraph.state_dict().values()))

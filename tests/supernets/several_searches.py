@@ -1,5 +1,6 @@
 """Started by torchrun in test_distributed_search.py: searches in every process and stores what each ends with."""
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -79,8 +80,8 @@ class StopAt:
 def whole_batch(
     kind: type[Searching], dtype: torch.dtype, steps: int | None, **changes: Any
 ) -> dict[str, torch.Tensor]:
-    """Weights and alpha after some steps, or after all 24, with the same noise in every process."""
-    config = SearchConfig(**SETTINGS, noise_per_rank=False, **changes)
+    """Weights and alpha after some steps, or after all 24, with the same noise in every process unless a change says else."""
+    config = SearchConfig(**{**SETTINGS, "noise_per_rank": False, **changes})
     source = images()
     if dtype == torch.float64:
         source.__class__ = InDouble
@@ -103,18 +104,37 @@ def _in_double(source: TensorSource) -> TensorSource:
     return source
 
 
+MACHINES, OWN_NOISE = "a machine each, frozen, float64", "own noise, frozen, float64"
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "frozen, float64": (Frozen, torch.float64, None),
     "frozen, float32, one step": (Frozen, torch.float32, 1),
     "synchronised, float64": (Searching, torch.float64, None),
     "synchronised, recomputed, float64": (Searching, torch.float64, None),
     "two sampled, frozen, float64": (Frozen, torch.float64, None),
+    MACHINES: (Frozen, torch.float64, None),
+    OWN_NOISE: (Frozen, torch.float64, None),
 }
 
 
 def sampling(name: str) -> dict[str, Any]:
     """What a variant changes in one process too."""
     return {"sample": "two"} if name.startswith("two") else {}
+
+
+def together(name: str) -> dict[str, Any]:
+    """What a variant changes in several processes; each of two machines has half the batch at half the rate."""
+    halved = {"batch_size": SETTINGS["batch_size"] // 2, "alpha_batch_size": SETTINGS["alpha_batch_size"] // 2}
+    return {
+        "sync_batch_norm": name.startswith("sync"),
+        "recompute_resolutions": "recomputed" in name,
+        "noise_per_rank": name == OWN_NOISE,
+        **({**halved, "lr": SETTINGS["lr"] / 2} if name == MACHINES else {}),
+    }
+
+
+# Minutes between checkpoints of a search that is killed in its second epoch: one goes on from the end of the first, one from
+# the step before.
+KILLS: dict[str, float | None] = {"undisturbed": None, "killed": 10.0, "killed within an epoch": 1e-9}
 
 
 def own_noise(run: RunFolder | None = None, **options: Any) -> dict[str, Any]:
@@ -129,16 +149,17 @@ def main(folder: Path) -> None:
     place = ranks()
     stored: dict[str, Any] = {}
     with process_group(torch.device("cpu"), place):
-        for name, (kind, dtype, steps) in list(VARIANTS.items())[: len(VARIANTS) if place.world == 2 else 1]:
-            changes = {"sync_batch_norm": name.startswith("sync"), "recompute_resolutions": "recomputed" in name}
-            stored[name] = whole_batch(kind, dtype, steps, **changes, **sampling(name))
-        for name, kills in (("undisturbed", []), ("killed", [StopAt(1, 3)])):
+        for name, (kind, dtype, steps) in list(VARIANTS.items())[: len(VARIANTS) if place.world == 2 else 2]:
+            of_a_machine = {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"} if name == MACHINES else {}
+            with patch.dict(os.environ, of_a_machine):
+                stored[name] = whole_batch(kind, dtype, steps, **together(name), **sampling(name))
+        for name, minutes in KILLS.items():
             run = RunFolder(folder / name, {"a": 1}, seed=0, resume=True) if place.main else None
             if run is not None:
                 run.__enter__()
-            for kill in kills:
+            if minutes is not None:
                 with suppress(Stop):
-                    own_noise(run, callbacks=[kill])
+                    own_noise(run, callbacks=[StopAt(1, 3)], checkpoint_minutes=minutes)
             stored[name] = own_noise(run, resume=True)
             if run is not None:
                 run.__exit__(None, None, None)

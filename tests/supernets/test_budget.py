@@ -11,6 +11,7 @@ from search_spaces.limits import Limit
 from search_spaces.sampling import extreme_cost
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget, CostWeight, repair, repaired_row
+from supernets.likeliest import count_residuals
 
 
 def tables() -> SpaceTables:
@@ -81,6 +82,25 @@ def test_repair_gives_up_the_least_logit() -> None:
     lost = sum(alpha[offsets[c] + row[c]] - alpha[offsets[c] + repaired[c]] for c in range(len(row)))
     assert (repaired != row).sum() == 1
     assert lost == pytest.approx(best)
+
+
+def test_repair_keeps_a_residual_that_is_worth_more() -> None:
+    """A narrower last width gives up 0.1 and the only residual, a smaller expansion 0.3."""
+    made = tables()
+    space = made.space
+    offsets = np.concatenate([[0], np.cumsum(space.option_counts)[:-1]])
+    row = space.option_counts - 1
+    row[[space.column[slot.block.name] for slot in space.slots]] = 0  # none is a skip
+    assert count_residuals(space, row[None])[0] == 1
+    alpha = np.full(int(space.option_counts.sum()), -3.0)
+    alpha[offsets + row] = 0.0
+    width, expansion = (space.column[variable.name] for variable in (space.slots[2].width, space.slots[2].expansion))
+    alpha[offsets[width] + 1], alpha[offsets[expansion] + 1] = -0.1, -0.3
+    budget = Budget("flops", Limit(high=float(made.cost(row).flops[0]) - 1))
+    for worth, column in ((0.0, width), (0.1, width), (0.3, expansion)):
+        changed = row.copy()
+        changed[column] = 1
+        assert repair(space, made, budget, alpha, row, residual=worth).tolist() == changed.tolist()
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.03, 1.1])

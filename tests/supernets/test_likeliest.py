@@ -6,12 +6,14 @@ import numpy.typing as npt
 import pytest
 from small_spaces import three_layers
 
+from nas.loading import load_space
 from search_spaces.blocks import InvertedResidual
 from search_spaces.network import build
 from search_spaces.rows import Row, space_of_rows
+from search_spaces.sampling import sobol_rows
 from search_spaces.space import BLOCK_TYPES, PoolHead, SearchSpace, Slot, Stem, constant
 from search_spaces.variables import Choice, Range, Rows
-from supernets.likeliest import likeliest_row
+from supernets.likeliest import count_residuals, likeliest_row
 
 
 def random_logits(space: SearchSpace, seed: int) -> npt.NDArray[np.float64]:
@@ -121,3 +123,40 @@ def test_a_width_that_comes_back_keeps_its_largest_logit() -> None:
     )  # fmt: skip
     row = likeliest_row(space, [0.0, 0.1, 1.0, 0.0], residual=1.0)  # wide: 16 by a little; own: 8 by 1
     assert dict(zip(space.column, row.tolist(), strict=True)) == {"wide": 1, "own": 1}  # two residuals for 1
+
+
+@pytest.mark.parametrize("name", ["fbnetv3-cifar", "cifar"])
+def test_no_other_width_is_better_in_the_spaces_that_ship(name: str) -> None:
+    """Shared blocks, depths and rounded widths; every width variable by itself, and pairs of neighbours."""
+    space = load_space(name)
+    alpha = random_logits(space, 0)
+    logits, found = parts(space, alpha), likeliest_row(space, alpha, residual=0.7)
+    widths = list(dict.fromkeys(space.column[slot.width.name] for slot in space.slots if len(slot.width.options) > 1))
+    rows = []
+    for first, second in itertools.pairwise(widths):
+        for options in itertools.product(range(len(logits[first])), range(len(logits[second]))):
+            rows.append(found.copy())
+            rows[-1][[first, second]] = options
+    changed = np.array([found, *rows])
+    values = sum(part[changed[:, column]] for column, part in enumerate(logits))
+    values = values + 0.7 * count_residuals(space, changed)
+    assert values[0] == pytest.approx(values.max(), abs=1e-9)
+    plain = plain_argmax(space, alpha)
+    assert count_residuals(space, found[None])[0] > count_residuals(space, plain[None])[0]
+
+
+@pytest.mark.parametrize("name", ["fbnetv3-cifar", "cifar", "digits"])
+def test_residuals_are_those_of_the_built_network(name: str) -> None:
+    space = load_space(name)
+    rows = sobol_rows(space, 8, seed=0)
+    counted = count_residuals(space, rows)
+    assert counted.tolist() == [residuals(space, row) for row in rows]
+    assert len(set(counted.tolist())) > 1
+
+
+def test_what_is_not_a_row_of_logits_is_refused() -> None:
+    space = three_layers()
+    alpha = random_logits(space, 0)
+    for wrong, residual in ((alpha[:-1], 0.0), (alpha[None], 0.0), (alpha, -0.1), (alpha, float("nan"))):
+        with pytest.raises(ValueError, match=r"alpha must have \d+ logits, residual be >= 0; got"):
+            likeliest_row(space, wrong, residual=residual)

@@ -168,6 +168,24 @@ def test_resolutions_that_alpha_cannot_tell_apart(logits: list[float], steps: in
     assert learned.committed == {"resolution": decided}
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("machines", 2, "of a search on 2 machines, now 1: its batches and rates would change"),
+        ("buffers", torch.zeros(1, 3), "does not fit this search: "),
+        ("schema", 1, "of another search: its schema is 1, not 2"),
+    ],
+)
+def test_checkpoint_of_other_processes_is_refused(tmp_path: Path, entry: str, value: Any, message: str) -> None:
+    with RunFolder(tmp_path, {}, seed=0) as folder:
+        run(config(epochs=1), run=folder)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**load_checkpoint(path), entry: value}, path)
+    with RunFolder(tmp_path, {}, seed=0, resume=True) as folder, pytest.raises(UserError) as refused:
+        run(config(epochs=1), run=folder, resume=True)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("difference", "taken"), [(0.25, 1), (0.35, 0)])
 def test_widths_that_alpha_cannot_tell_apart_allow_a_residual(difference: float, taken: int) -> None:
     """After 9 steps of 0.1 alpha tells apart what is 0.3 apart."""
