@@ -5,6 +5,7 @@ make the batch and the learning rate larger by their number. Two processes of on
 for batch norms, whose statistics are those of each process's images unless they are synchronised.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -149,7 +150,16 @@ def share_gradients(model: nn.Module, place: Ranks, *, some: bool = False) -> nn
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its successor is newer than torch 2.9
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=some)
+        parallel = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=some)
+    if dist.get_backend() == dist.Backend.GLOO:
+        # In the order of processes: where gradients lie in their buckets changes after the first step of an attempt.
+        def mean(place: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+            done = torch.futures.Future[Tensor]()
+            done.set_result(mean_over_ranks(bucket.buffer(), place))
+            return done
+
+        parallel.register_comm_hook(place, mean)
+    return parallel
 
 
 def require_equal(module: nn.Module, place: Ranks, when: str) -> None:
@@ -187,19 +197,23 @@ def require_equal(module: nn.Module, place: Ranks, when: str) -> None:
 
 def mean_over_ranks(value: Tensor, place: Ranks) -> Tensor:
     """Mean of a tensor over all processes, the same on each."""
-    if place.world > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= place.world
-    return value
+    return sum_over_ranks(value, place) / place.world if place.world > 1 else value
 
 
 def sum_over_ranks(values: Tensor, place: Ranks) -> Tensor:
     """Sum of a tensor over all processes, the same on each."""
-    if place.world > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+    return _summed(values) if place.world > 1 else values
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Sum over all processes: with gloo in their order, so that the bits do not depend on where in a tensor a number lies."""
+    if dist.get_backend() == dist.Backend.GLOO:
+        parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return functools.reduce(torch.add, parts)
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -207,15 +221,11 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
+        return _summed(values)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return _summed(gradient)
 
 
 def differentiable_sum(values: Tensor) -> Tensor:
