@@ -33,6 +33,8 @@ bench: $(BIN)/nas
 	$(BIN)/python -m benchmarks.masking_growth
 	$(BIN)/python -m benchmarks.flat_memory
 	$(BIN)/python -m benchmarks.search_budgets
+	$(BIN)/python -m benchmarks.search_quality --data digits
+	$(BIN)/python -m benchmarks.full_supergraphs
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.predictor_pretraining
 	$(BIN)/python -m benchmarks.early_stopping

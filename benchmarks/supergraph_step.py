@@ -4,7 +4,8 @@ A step is forward and backward pass of the phase in which the weights learn, wit
 candidate block of every layer, as wide as its widest option and without masks, on a map of its own at every resolution,
 forward and backward, plus stem and last stage: what the same work takes without a supergraph. `largest network` is a step of
 the network of all widest options at the largest resolution. Variants run in turn, in rounds; ratios are within a round, and
-their median is reported. `alpha_over_weights`: the step in which alpha learns, relative to that of the weights.
+their median is reported. `alpha_over_weights`: the step in which alpha learns, relative to that of the weights. A second table
+(supergraph_step_operators.csv) has the operators that one more step of the plain setting spends its time in.
 
     python -m benchmarks.supergraph_step
     python -m benchmarks.supergraph_step --device cuda --resolutions 128,160,192,224 --batch 64 --compile
@@ -169,10 +170,10 @@ def _candidate(block: Any, channels: int) -> nn.Module:
     return build_block(block, channels)
 
 
-def measure(
-    space: SearchSpace, settings: Mapping[str, Setting], batch: int, rounds: int, device: torch.device, seed: int
-) -> list[dict[str, Any]]:
-    """A line a setting, then the two references."""
+def prepared_steps(
+    space: SearchSpace, settings: Mapping[str, Setting], batch: int, device: torch.device, seed: int
+) -> tuple[dict[str, SupergraphStep], Callable[[], None]]:
+    """A step of every setting, and one of the largest network, on the same images."""
     side = int(max(space.resolution.options))
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, side, side, generator=generator).to(device)
@@ -187,7 +188,17 @@ def measure(
             logits = network(images.to(memory_format=torch.channels_last))
         torch.autograd.backward(F.cross_entropy(logits.float(), labels))
 
-    blocks = list(blocks_alone(space, batch, device))
+    return steps, network_step
+
+
+def measure(
+    steps: Mapping[str, SupergraphStep],
+    network_step: Callable[[], None],
+    blocks: Sequence[Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """A line a setting, then the two references."""
     work: dict[str, Callable[[], object]] = {name: step.run for name, step in steps.items()}
     work[LARGEST] = network_step
     for run in (*work.values(), *blocks):  # warm up; compilation
@@ -220,8 +231,24 @@ def measure(
     return lines
 
 
+def operators(step: SupergraphStep, device: torch.device, most: int = 12) -> list[dict[str, Any]]:
+    """The operators that take most of a step's time, in order, with their share of it; what they call is not theirs."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    step.run()
+    with torch.profiler.profile(activities=activities) as profiled:
+        step.run()
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, own))
+    total = sum(getattr(event, own) for event in events)
+    return [
+        {"operator": event.key, "calls": event.count, "share": getattr(event, own) / total} for event in events[:most]
+    ]
+
+
 def main() -> None:
-    """Print and write the table."""
+    """Print and write the tables."""
     options = parser(__doc__)
     options.add_argument("--space", default="fbnetv2-f")
     options.add_argument("--resolutions", default="128", help="sides in pixels, increasing")
@@ -237,13 +264,18 @@ def main() -> None:
     settings = {
         **SETTINGS, **(MORE_RESOLUTIONS if len(sides) > 1 else {}), **(COMPILED if arguments.compile else {})
     }  # fmt: skip
-    lines = measure(space, settings, arguments.batch, arguments.rounds, torch.device(arguments.device), arguments.seed)
+    device = torch.device(arguments.device)
+    steps, network_step = prepared_steps(space, settings, arguments.batch, device, arguments.seed)
+    blocks = list(blocks_alone(space, arguments.batch, device))
+    lines = measure(steps, network_step, blocks, arguments.rounds, device)
     facts = {
         "space": arguments.space, "resolutions": arguments.resolutions, "batch": arguments.batch,
         "rounds": arguments.rounds, "device": arguments.device, "seed": arguments.seed,
     }  # fmt: skip
     name = "supergraph_step" if arguments.device == "cpu" else f"supergraph_step_{arguments.device.partition(':')[0]}"
     write_table([{**line, **facts} for line in lines], arguments.out / f"{name}.csv")
+    taken = operators(steps[ALL], device)
+    write_table([{**line, **facts} for line in taken], arguments.out / f"{name}_operators.csv")
 
 
 if __name__ == "__main__":
