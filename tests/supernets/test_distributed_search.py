@@ -152,7 +152,8 @@ def test_a_signal_to_one_process_costs_nothing(
     else:
         assert process.returncode != 0 and "found" not in printed
         if sent == signal.SIGTERM:
-            assert set(re.findall(r"exitcode *: (-?\d+)", said)) == {"75"}, said
+            codes = set(re.findall(r"exitcode *: (-?\d+)", said))
+            assert "75" in codes and codes <= {"75", "-15"}, said  # torchrun may end the other one as it leaves
         again = torchrun(*ASKED, "--out", str(out), processes=processes)
         assert again.returncode == 0, again.stderr
     assert (out / "alpha.csv").read_text() == (undisturbed(processes) / "alpha.csv").read_text()
