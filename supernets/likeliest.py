@@ -33,12 +33,12 @@ def likeliest_row(
         decided: variables that keep their option.
 
     Raises:
-        ValueError: alpha of another length, or a negative ``residual``.
+        ValueError: alpha of another length, or a ``residual`` that is negative or not finite.
     """
     decided = decided or {}
-    if np.shape(alpha) != (space.option_counts.sum(),) or not residual >= 0:
+    if np.shape(alpha) != (space.option_counts.sum(),) or not 0 <= residual < np.inf:
         raise ValueError(
-            f"alpha must have {space.option_counts.sum()} logits, residual be >= 0; got {np.shape(alpha)}, {residual}"
+            f"alpha must have {space.option_counts.sum()} logits, residual be finite and >= 0; got {np.shape(alpha)}, {residual}"
         )
     parts = np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
     row = np.array(
