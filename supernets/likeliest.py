@@ -37,9 +37,8 @@ def likeliest_row(
     """
     decided = decided or {}
     if np.shape(alpha) != (space.option_counts.sum(),) or not 0 <= residual < np.inf:
-        raise ValueError(
-            f"alpha must have {space.option_counts.sum()} logits, residual be finite and >= 0; got {np.shape(alpha)}, {residual}"
-        )
+        wanted = f"alpha must have {space.option_counts.sum()} logits, residual be finite and >= 0"
+        raise ValueError(f"{wanted}; got {np.shape(alpha)}, {residual}")
     parts = np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
     row = np.array(
         [decided.get(variable.name, part.argmax()) for variable, part in zip(space.variables, parts, strict=True)]
