@@ -3,10 +3,10 @@
 For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
 same search whose alpha follows the budget alone (`blind`: seeds cannot change it, so one search stands for all); random
 networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained from
-scratch with one recipe, the same images and the same seeds, and compared on the test images. Searching sees training images
-only. search_quality_DATA.csv has a line a network,
-search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks' mean accuracy minus that of the others, with
-its standard error over seeds; ``rank`` the searched network's among the random ones, 1 for the best, by seed.
+scratch with one recipe, the same images and all seeds, and compared on the test images. Searching sees training images only.
+search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks'
+mean accuracy minus that of the others, with its standard error (over networks; over trainings where a kind has one network);
+``rank`` a searched network's among the random ones by mean accuracy, 1 for the best, by seed of the search.
 
 Ranking: every supergraph at its end scores all random networks by sliced weights with recalibrated batch norms;
 search_quality_DATA_ranking.csv has the rank correlations with their accuracies when trained alone.
@@ -128,20 +128,20 @@ class Study:
             for contender in (*self.found_contenders(budget), *self.fixed_contenders[budget])
         ]
         networks = [self._line(contender) for contender in contenders]
-        summary = [summary_of(budget, networks, self.seeds) for budget in self.case.budgets]
+        summary = [summary_of(budget, networks) for budget in self.case.budgets]
         return networks, summary, self._rankings(networks)
 
     def found_contenders(self, budget: str) -> list[Contender]:
         """The networks that finished searches found."""
         made = []
         for kind in SEARCHES:
-            for seeds in self._seeds_of(kind):
-                key = search_key(self.case, kind, budget, seeds[0])
+            for seed in self._search_seeds(kind):
+                key = search_key(self.case, kind, budget, seed)
                 if key in self.ledger:
                     found = self.ledger[key]
-                    name = f"{kind.replace(' ', '-')}-{budget}-{seeds[0]}"
-                    architecture = Architecture.from_json(found["architecture"])
-                    made.append(_of_space(kind, name, budget, seeds, architecture, Cost(**found["cost"])))
+                    name = f"{kind.replace(' ', '-')}-{budget}-{seed}"
+                    architecture, cost = Architecture.from_json(found["architecture"]), Cost(**found["cost"])
+                    made.append(_of_space(kind, name, budget, architecture, cost, search_seconds=found["seconds"]))
         return made
 
     @cached_property
@@ -156,7 +156,7 @@ class Study:
             for index, row in enumerate(self.random_rows[budget]):
                 cost = Cost(*(int(entry[0]) for entry in tables.cost(np.array(row))))
                 name = f"{RANDOM}-{budget}-{index}"
-                made[budget].append(_of_space(RANDOM, name, budget, self.seeds, space.decode(row), cost))
+                made[budget].append(_of_space(RANDOM, name, budget, space.decode(row), cost))
             for name in BASELINES:
                 scaled = scaled_to(name, parse_quantity(budget), resolution=side, **counting)
                 if scaled is None:
@@ -164,8 +164,8 @@ class Study:
                     continue
                 made[budget].append(
                     Contender(
-                        kind=name, name=f"{name}-{budget}", budget=budget, seeds=self.seeds, network=scaled,
-                        cost=scaled.cost, resolution=scaled.resolution,
+                        kind=name, name=f"{name}-{budget}", budget=budget, network=scaled, cost=scaled.cost,
+                        resolution=scaled.resolution,
                     )
                 )  # fmt: skip
         return made
@@ -202,7 +202,7 @@ class Study:
         """All searches of a kind that are not finished."""
         rows = self.all_random_rows()
         jobs = []
-        for (seed, *_), budget in itertools.product(self._seeds_of(kind), self.case.budgets):
+        for seed, budget in itertools.product(self._search_seeds(kind), self.case.budgets):
             keys = [search_key(self.case, kind, budget, seed)]
             if kind == SEARCHED:
                 keys.append(ranking_key(self.case, budget, seed, rows))
@@ -212,15 +212,15 @@ class Study:
                 jobs.append(Job(name, run_search, given))
         return jobs
 
-    def _seeds_of(self, kind: str) -> list[tuple[int, ...]]:
-        """For every search of a kind: its seed, which is that of its network's training, or the seeds that it stands for."""
-        return [self.seeds] if kind == BLIND else [(seed,) for seed in self.seeds]
+    def _search_seeds(self, kind: str) -> tuple[int, ...]:
+        """Of all searches of a kind for a budget; one stands for all that seeds cannot change."""
+        return self.seeds[:1] if kind == BLIND else self.seeds
 
     def _trainings(self, contenders: Sequence[Contender]) -> list[Job]:
         """All trainings that are not finished; networks that were found twice are trained once."""
         jobs: dict[str, Job] = {}
         for contender in contenders:
-            for seed in contender.seeds:
+            for seed in self.seeds:
                 key = training_key(self.case, contender, seed)
                 if key not in self.ledger:
                     name = f"trainings/{contender.name}-seed{seed}-{digest(key)}"
@@ -234,17 +234,15 @@ class Study:
         return nas.load_space(self.case.space), counting
 
     def _line(self, contender: Contender) -> dict[str, Any]:
-        results = [self.ledger[training_key(self.case, contender, seed)] for seed in contender.seeds]
-        accuracies = [float(result["accuracy"]) for result in results]
-        spent = 0.0
-        if contender.kind in SEARCHES:
-            spent = self.ledger[search_key(self.case, contender.kind, contender.budget, contender.seeds[0])]["seconds"]
+        results = [self.ledger[training_key(self.case, contender, seed)] for seed in self.seeds]
+        found = [float(result["accuracy"]) for result in results]
         return {
             "budget": contender.budget, "kind": contender.kind, "name": contender.name, "flops": contender.cost.flops,
             "params": contender.cost.params, "resolution": contender.resolution,
-            "accuracy_mean": np.mean(accuracies), "accuracy_std": np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0,
-            "seeds": json.dumps(contender.seeds), "accuracies": json.dumps(accuracies),
-            "train_cpu_seconds": np.mean([result["seconds"] for result in results]), "search_cpu_seconds": spent,
+            "accuracy_mean": np.mean(found), "accuracy_std": np.std(found, ddof=1) if len(found) > 1 else 0,
+            "seeds": json.dumps(self.seeds), "accuracies": json.dumps(found),
+            "train_cpu_seconds": np.mean([result["seconds"] for result in results]),
+            "search_cpu_seconds": contender.search_seconds,
             "epochs": self.case.epochs, "images": self.case.images or "all",
         }  # fmt: skip
 
@@ -267,46 +265,41 @@ class Study:
         return lines
 
 
-def summary_of(budget: str, networks: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+def summary_of(budget: str, networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The line of a budget; its lines of `networks` have every kind."""
     here = [line for line in networks if line["budget"] == budget]
-    by_kind = {kind: by_seed(here, kind, seeds) for kind in dict.fromkeys(line["kind"] for line in here)}
-    searched = by_kind[SEARCHED].mean(axis=0)
-    randoms = by_kind[RANDOM]
-    line: dict[str, Any] = {"budget": budget, "seeds": json.dumps(seeds), "searched": searched.mean()}
+    found = {kind: accuracies(here, kind) for kind in dict.fromkeys(line["kind"] for line in here)}
+    searched, randoms = found[SEARCHED].mean(axis=1), found[RANDOM].mean(axis=1)
+    line: dict[str, Any] = {"budget": budget, "seeds": here[0]["seeds"], "searched": searched.mean()}
     line["searched_std"] = searched.std(ddof=1) if len(searched) > 1 else 0.0
-    line["rank"] = json.dumps([1 + int((randoms[:, i] > value).sum()) for i, value in enumerate(searched)])
+    line["rank"] = json.dumps([1 + int((randoms > value).sum()) for value in searched])
     line["of"] = len(randoms) + 1
-    line["best_random"] = randoms.mean(axis=1).max()
-    for kind, found in by_kind.items():
+    line["best_random"] = randoms.max()
+    for kind, others in found.items():
         if kind != SEARCHED:
-            gains = searched - found.mean(axis=0)
-            line |= {kind: found.mean(), f"gain_over_{kind}": gains.mean(), f"gain_over_{kind}_se": _error(gains)}
+            gain = searched.mean() - others.mean()
+            error = math.hypot(standard_error(found[SEARCHED]), standard_error(others))
+            line |= {kind: others.mean(), f"gain_over_{kind}": gain, f"gain_over_{kind}_se": error}
     return line
 
 
 def _of_space(
-    kind: str, name: str, budget: str, seeds: tuple[int, ...], architecture: Architecture, cost: Cost
+    kind: str, name: str, budget: str, architecture: Architecture, cost: Cost, search_seconds: float = 0.0
 ) -> Contender:
     return Contender(
-        kind=kind, name=name, budget=budget, seeds=seeds, network=architecture, cost=cost,
-        resolution=architecture.resolution,
+        kind=kind, name=name, budget=budget, network=architecture, cost=cost, resolution=architecture.resolution,
+        search_seconds=search_seconds,
     )  # fmt: skip
 
 
-def by_seed(
-    lines: Iterable[Mapping[str, Any]], kind: str, seeds: Sequence[int]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Accuracies `(n, seeds)` of a kind: of networks that have all seeds, or one row of networks that have one each."""
-    found = [(json.loads(line["seeds"]), json.loads(line["accuracies"])) for line in lines if line["kind"] == kind]
-    if all(len(own) == len(seeds) for own, _ in found):
-        return np.array([accuracies for _, accuracies in found])
-    of_seed = {own[0]: accuracies[0] for own, accuracies in found}
-    return np.array([[of_seed[seed] for seed in seeds]])
+def accuracies(lines: Iterable[Mapping[str, Any]], kind: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Of a kind: `(networks, seeds)`."""
+    return np.array([json.loads(line["accuracies"]) for line in lines if line["kind"] == kind])
 
 
-def _error(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """Standard error of the mean; NaN for a single value."""
+def standard_error(found: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Of the mean of accuracies `(networks, seeds)`: over networks, over the trainings of a single one; NaN for one number."""
+    values = found.mean(axis=1) if len(found) > 1 else found[0]
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
@@ -324,11 +317,11 @@ def panel(budget: str, networks: Sequence[Mapping[str, Any]]) -> Panel:
     points = []
     for kind in dict.fromkeys(line["kind"] for line in here):
         own = [line for line in here if line["kind"] == kind]
-        accuracies = [json.loads(line["accuracies"]) for line in own]
+        found = accuracies(own, kind)
         points.append(
             Line(
                 name=kind, x=[line["flops"] for line in own], y=[line["accuracy_mean"] for line in own],
-                low=[min(found) for found in accuracies], high=[max(found) for found in accuracies], scattered=True,
+                low=found.min(axis=1).tolist(), high=found.max(axis=1).tolist(), scattered=True,
             )
         )  # fmt: skip
     return Panel(title=f"test accuracy in percent, at most {budget}", x_label="FLOPs", lines=points, x_amounts=True)

@@ -87,19 +87,19 @@ class Contender:
         kind: name of a search, ``random``, or of a scaled network.
         name: of its results, unique in a case.
         budget: it was made for.
-        seeds: of its trainings; a searched network has its own alone.
         network: an architecture, or a scaled network.
         cost: exact.
         resolution: side of its images in pixels.
+        search_seconds: CPU-seconds of the search that found it; 0: none did.
     """
 
     kind: str
     name: str
     budget: str
-    seeds: tuple[int, ...]
     network: Architecture | Scaled
     cost: Cost
     resolution: int
+    search_seconds: float = 0.0
 
 
 # Searches -----------------------------------------------------------------------------------------------------------------

@@ -151,21 +151,14 @@ def repair(
     Raises:
         UserError: a point from which no single change leads on (a chain of skips can be one); see `Budget.witness`.
     """
-    counts = space.option_counts
-    offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    column = np.repeat(np.arange(len(space)), counts)
-    option = np.concatenate([np.arange(count) for count in counts])
     low, high = budget.limit.low, budget.limit.high
-    row = row.copy()
-    for _ in range(2 * len(column)):
+    for _ in range(2 * len(alpha)):
         (now,) = tables.cost(row)._asdict()[budget.quantity]
         if low <= now <= high:
-            return row
-        changed = np.repeat(row[None], len(column), axis=0)
-        changed[np.arange(len(column)), column] = option
+            return row.copy()
+        changed = _single_changes(space, row)
         after = tables.cost(changed)._asdict()[budget.quantity]
-        lost = alpha[offsets[column] + row[column]] - alpha[offsets[column] + option]
-        lost += residual * (count_residuals(space, row[None]) - count_residuals(space, changed))
+        lost = _worth(space, alpha, row[None], residual) - _worth(space, alpha, changed, residual)
         gained = np.log(now / after) if now > high else np.log(after / now)
         useful = (gained > 0) & ((after >= low) if now > high else (after <= high))
         require(bool(useful.any()), f"no single change brings {budget.quantity} {now} into {budget.limit}")
@@ -178,3 +171,59 @@ def repair(
                 break
         row = changed[int(score.argmin())]
     raise UserError(f"{budget.quantity} {now} did not come into {budget.limit}")
+
+
+def filled(
+    tables: SpaceTables,
+    budget: Budget,
+    alpha: npt.NDArray[np.float64],
+    row: Rows,
+    *,
+    reach: float,
+    residual: float = 0.0,
+) -> Rows:
+    """A row that makes use of what ``row`` `(d,)` leaves of the budget, by choices that alpha does not tell apart.
+
+    Changes one choice at a time to one that costs more: the smallest loss per unit of log cost, as long as one ends inside the
+    limit and has a logit at most ``reach`` below that in ``row``.
+
+    Args:
+        tables: cost tables of the space.
+        budget: what must hold.
+        alpha: flat logits `(sum of options,)`.
+        row: `(d,)` start, inside the limit.
+        reach: how far apart logits must be to tell options apart, >= 0.
+        residual: what a residual connection is worth in logits.
+    """
+    space = tables.space
+    column = np.repeat(np.arange(len(space)), space.option_counts)
+    near = alpha >= _logits(space, alpha, row[None])[0, column] - reach
+    while True:  # every pass raises the cost, so this ends
+        (now,) = tables.cost(row)._asdict()[budget.quantity]
+        changed = _single_changes(space, row)[near]
+        after = tables.cost(changed)._asdict()[budget.quantity]
+        lost = _worth(space, alpha, row[None], residual) - _worth(space, alpha, changed, residual)
+        useful = (after > now) & (after <= budget.limit.high) & (lost <= reach)
+        if not useful.any():
+            return row.copy()
+        gained = np.log(np.where(useful, after, math.e * now) / now)
+        row = changed[int(np.where(useful, lost / gained, np.inf).argmin())]
+
+
+def _single_changes(space: SearchSpace, row: Rows) -> Rows:
+    """`(sum of options, d)`: ``row`` with every option of every choice, one choice at a time."""
+    counts = space.option_counts
+    changed = np.repeat(row[None], counts.sum(), axis=0)
+    options = np.concatenate([np.arange(count) for count in counts])
+    changed[np.arange(len(changed)), np.repeat(np.arange(len(space)), counts)] = options
+    return changed
+
+
+def _logits(space: SearchSpace, alpha: npt.NDArray[np.float64], rows: Rows) -> npt.NDArray[np.float64]:
+    """`(n, d)` logits of the options of ``rows``."""
+    return alpha[np.concatenate([[0], np.cumsum(space.option_counts)[:-1]]) + rows]
+
+
+def _worth(space: SearchSpace, alpha: npt.NDArray[np.float64], rows: Rows, residual: float) -> npt.NDArray[np.float64]:
+    """`(n,)` sum of logits, and of ``residual`` for every residual connection."""
+    return np.asarray(_logits(space, alpha, rows).sum(axis=1) + residual * count_residuals(space, rows))

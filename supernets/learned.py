@@ -15,13 +15,14 @@ from search_spaces.limits import format_quantity
 from search_spaces.sampling import extreme_cost
 from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.variables import Rows
-from supernets.budget import Budget, CostWeight, repaired_row
+from supernets.budget import Budget, CostWeight, filled, repaired_row
 from supernets.config import SearchConfig
-from supernets.likeliest import likeliest_row
+from supernets.likeliest import likeliest_row, smoothed
 from supernets.progress import Partial
 from supernets.result import SearchResult
 from supernets.supergraph import Supergraph
 
+DECIDED = 1e6  # logits between an option that is decided and the others
 SCHEMA = 2  # of the checkpoint: 2 has the running statistics of every process, and the number of machines
 
 
@@ -122,10 +123,15 @@ class Learned:
         So a width takes another option than its likeliest only for a residual that this gains, and gives up no more than
         alpha can be wrong about for each.
         """
-        return likeliest_row(self.space, self._alpha(), residual=self.reach, decided=self.committed)
+        return likeliest_row(self.space, self.smoothed_alpha(), residual=self.reach)
 
-    def _alpha(self) -> npt.NDArray[np.float64]:
-        return self.supergraph.alpha.detach().double().cpu().numpy()
+    def smoothed_alpha(self) -> npt.NDArray[np.float64]:
+        """Logits `(sum of options,)` that the network is derived from: `smoothed`, and what is decided far ahead."""
+        logits = smoothed(self.space, self.supergraph.alpha.detach().double().cpu().numpy())
+        parts = np.split(logits, np.cumsum(self.space.option_counts)[:-1])
+        for name, option in self.committed.items():
+            parts[self.space.column[name]][:] = np.where(np.arange(len(self.logits(name))) == option, 0.0, -DECIDED)
+        return logits
 
     def row_cost(self, row: Rows) -> int:
         """Exact cost of a row `(d,)` in the budget's quantity."""
@@ -152,12 +158,13 @@ class Learned:
         }
 
     def result(self) -> SearchResult:
-        """The derived network: argmax, and a repair where that misses the budget."""
-        tables = self.supergraph.tables
-        argmax = self.argmax_row()
-        row = argmax
-        if not self.budget.limit.holds(self.row_cost(argmax)):
-            row = repaired_row(tables, self.budget, self._alpha(), argmax, self.witness, residual=self.reach)
+        """The derived network: argmax, repaired where that misses the budget; then what is left of the budget is filled."""
+        tables, logits = self.supergraph.tables, self.smoothed_alpha()
+        argmax = row = self.argmax_row()
+        repaired = not self.budget.limit.holds(self.row_cost(argmax))
+        if repaired:
+            row = repaired_row(tables, self.budget, logits, argmax, self.witness, residual=self.reach)
+        row = filled(tables, self.budget, logits, row, reach=self.reach, residual=self.reach)
         canonical = self.space.canonical(row)[0]
         architecture = self.space.decode(canonical)
         cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))
@@ -170,7 +177,7 @@ class Learned:
             architecture=named,
             cost=cost,
             argmax_cost=Cost(*(int(entry[0]) for entry in tables.cost(argmax))),
-            repaired=bool((row != argmax).any()),
+            repaired=repaired,
         )
 
     def checkpoint(self) -> dict[str, Any]:

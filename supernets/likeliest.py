@@ -1,26 +1,51 @@
 """The network that alpha stands for: the likeliest option of every choice, widths together with the residuals they allow.
 
+Sizes are read by their mean (`smoothed`): after a short search the logits of a choice differ by little more than chance; then
+the largest of five is any of them, while their mean is a middling size that moves as far as alpha tells.
+
 A layer has a residual connection where its input and its output are equally wide. The supergraph always has a part of it, the
 sum over equal widths of g_in g_out, so its loss hardly tells what a network without it loses; and where every width is taken
 for itself, neighbours that alpha does not tell apart fall on different options. The papers do not say how they derive widths.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.space import SearchSpace, Slot
+from search_spaces.space import BlockType, SearchSpace, Slot
 from search_spaces.variables import Rows, Variable
 
 Floats = npt.NDArray[np.float64]
 
 
-def likeliest_row(
-    space: SearchSpace, alpha: npt.ArrayLike, *, residual: float = 0.0, decided: Mapping[str, int] | None = None
-) -> Rows:
+def smoothed(space: SearchSpace, alpha: npt.ArrayLike) -> Floats:
+    """Logits `(sum of options,)` whose largest is, of every size, the option next to the mean of softmax(alpha).
+
+    Of a size (width, expansion, depth, resolution) they are those of the normal distribution with the same mean and variance
+    over the options' places in order, plus 1/12 for the breadth of an option; those of block types stay. The less alpha tells
+    options apart, the nearer is the mean to the middle one.
+
+    Args:
+        space: of alpha.
+        alpha: flat logits `(sum of options,)`.
+    """
+    made = []
+    for variable, part in zip(space.variables, _parts(space, alpha), strict=True):
+        if not isinstance(variable.options[0], BlockType):
+            place = np.argsort(np.argsort(variable.options))
+            weight = np.exp(part - part.max())
+            mean = np.average(place, weights=weight)
+            variance = np.average((place - mean) ** 2, weights=weight) + 1 / 12
+            part = -((place - mean) ** 2) / (2 * variance)
+        made.append(part)
+    return np.concatenate(made)
+
+
+def likeliest_row(space: SearchSpace, alpha: npt.ArrayLike, *, residual: float = 0.0) -> Rows:
     """The row `(d,)` with the largest sum of logits and of ``residual`` for every residual connection.
+
+    A search gives it `smoothed` logits.
 
     Blocks, expansions, depths and the resolution take their largest logit; given the blocks, widths are the exact optimum by
     dynamic programming along the layers. A width variable that comes back after another one keeps its largest logit. A skip
@@ -30,19 +55,15 @@ def likeliest_row(
         space: of alpha.
         alpha: flat logits `(sum of options,)`.
         residual: what a residual connection is worth in logits, >= 0; 0 is the plain argmax.
-        decided: variables that keep their option.
 
     Raises:
         ValueError: alpha of another length, or a ``residual`` that is negative or not finite.
     """
-    decided = decided or {}
     if np.shape(alpha) != (space.option_counts.sum(),) or not 0 <= residual < np.inf:
         wanted = f"alpha must have {space.option_counts.sum()} logits, residual be finite and >= 0"
         raise ValueError(f"{wanted}; got {np.shape(alpha)}, {residual}")
-    parts = np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
-    row = np.array(
-        [decided.get(variable.name, part.argmax()) for variable, part in zip(space.variables, parts, strict=True)]
-    )
+    parts = _parts(space, alpha)
+    row = np.array([part.argmax() for part in parts])
     chain, links = [space.stem.width], list[Floats]()
     for slot in space.slots:
         if slot.width.name != chain[-1].name:
@@ -53,13 +74,17 @@ def likeliest_row(
     for variable in chain:
         column = space.column.get(variable.name)
         own = np.zeros(1) if column is None else parts[column]
-        if column is not None and (variable.name in decided or visits[variable.name] > 1):
+        if column is not None and visits[variable.name] > 1:
             own = np.where(np.arange(len(own)) == row[column], own, -np.inf)
         logits.append(own)
     for variable, option in zip(chain, _best_path(logits, links), strict=True):
         if variable.name in space.column:
             row[space.column[variable.name]] = option
     return row
+
+
+def _parts(space: SearchSpace, alpha: npt.ArrayLike) -> list[Floats]:
+    return np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
 
 
 def count_residuals(space: SearchSpace, rows: Rows) -> npt.NDArray[np.int64]:

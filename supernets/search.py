@@ -259,7 +259,7 @@ class Searching:
     def _cross_entropy(self, images: Tensor, labels: Tensor, noise: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Loss and logits of this process's images; ``model`` is the supergraph, or that which shares its gradients."""
         committed = self.learned.committed
-        weights = self.supergraph.weights(self.state.tau, noise, committed=committed)
+        weights = self.supergraph.weights(self.state.tau, noise, committed=committed, mask_tau=self.config.mask_tau)
         # Synchronised norms wait for all processes: none may leave out a resolution whose weight is 0 in its draw alone.
         together = self.config.sync_batch_norm and self.place.world > 1
         self.supergraph.run_all_resolutions = together and self.space.resolution.name not in committed

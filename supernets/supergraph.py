@@ -41,6 +41,7 @@ class Supergraph(nn.Module):
 
     Attributes:
         alpha: logits of all choices, one flat float32 vector in the order of ``space.variables``.
+        mask_choices: names of the variables whose options are masks of channels: widths and expansions.
         sample_two: whether a layer runs only two block types, drawn by their weights (`keep_two`).
         run_all_blocks: whether block types of weight exactly 0 are run too, when no gradient of the weights is wanted.
         run_all_resolutions: the same of resolutions.
@@ -74,6 +75,9 @@ class Supergraph(nn.Module):
         self.tables = SpaceTables(space, num_classes=counted_classes or num_classes, in_channels=in_channels)
         self.option_counts = [int(count) for count in space.option_counts]
         self.alpha = nn.Parameter(torch.zeros(sum(self.option_counts)))
+        self.mask_choices = {space.stem.width.name} | {
+            variable.name for slot in space.slots for variable in (slot.expansion, slot.width)
+        }
         self.sample_two = False
         self.run_all_blocks = False
         self.run_all_resolutions = False
@@ -123,7 +127,12 @@ class Supergraph(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if name != "alpha"]
 
     def weights(
-        self, tau: float, noise: Tensor | None = None, *, committed: Mapping[str, int] | None = None
+        self,
+        tau: float,
+        noise: Tensor | None = None,
+        *,
+        committed: Mapping[str, int] | None = None,
+        mask_tau: float | None = None,
     ) -> Weights:
         """Gumbel weights of every variable: one draw a choice, shared by all that reads the choice.
 
@@ -131,14 +140,15 @@ class Supergraph(nn.Module):
             tau: temperature, > 0.
             noise: Gumbel noise as long as alpha; None for none.
             committed: variables that have been decided, with their option: one-hot, without gradient.
+            mask_tau: temperature of the choices that are masks of channels, > 0; None: ``tau``.
         """
-        committed = committed or {}
+        committed, mask_tau = committed or {}, tau if mask_tau is None else mask_tau
         epsilon = torch.zeros_like(self.alpha) if noise is None else noise.to(self.alpha)
         parts = zip(torch.split(self.alpha, self.option_counts), torch.split(epsilon, self.option_counts), strict=True)
         return {
             variable.name: self._one_hot(count, committed[variable.name])
             if variable.name in committed
-            else gumbel_weights(alpha, tau, epsilon_part)
+            else gumbel_weights(alpha, mask_tau if variable.name in self.mask_choices else tau, epsilon_part)
             for variable, count, (alpha, epsilon_part) in zip(
                 self.space.variables, self.option_counts, parts, strict=True
             )

@@ -32,6 +32,10 @@ def search_command(
     tau_decay: Annotated[
         float | None, typer.Option("--tau-decay", help="factor on the temperature in each ninetieth of the search")
     ] = None,
+    mask_tau: Annotated[
+        float | None,
+        typer.Option("--mask-tau", help="temperature of widths and expansions; default: what suits the data set"),
+    ] = None,
     sample: Annotated[
         str | None, typer.Option("--sample", help="block types a layer runs in a step: all, or two drawn (faster)")
     ] = None,
@@ -84,9 +88,9 @@ def search_command(
     budgets = parse_budgets(flops, params)
     loaded = load_space(space)
     config = preset(
-        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, tau_decay=tau_decay, seed=seed,
+        data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, tau_decay=tau_decay, mask_tau=mask_tau,
         sample=sample, share_pointwise=share_pointwise, sync_batch_norm=sync_batch_norm, noise_per_rank=not same_noise,
-        recompute_resolutions=recompute,
+        recompute_resolutions=recompute, seed=seed,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)
     tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
-from benchmarks.search_quality import RANDOM, Study, by_seed, correlations, panel, summary_of
-from benchmarks.search_quality_pieces import Case, recalibrate, training_images
+from benchmarks.search_quality import RANDOM, Study, accuracies, correlations, panel, standard_error, summary_of
+from benchmarks.search_quality_pieces import SEARCHES, Case, recalibrate, training_images
 from recipes.tensor_source import TensorSource
 from search_spaces.counting import fvcore_cost
 
@@ -61,27 +61,29 @@ def test_parts_of_the_images_are_balanced() -> None:
     assert len(training_images(images(), None)) == 40
 
 
-def line(kind: str, seeds: list[int], accuracies: list[float]) -> dict[str, object]:
-    return {"budget": "1M", "kind": kind, "seeds": json.dumps(seeds), "accuracies": json.dumps(accuracies)}
+def line(kind: str, *found: float) -> dict[str, object]:
+    return {"budget": "1M", "kind": kind, "seeds": "[0, 1]", "accuracies": json.dumps(found)}
 
 
 LINES = [
-    line("searched", [1], [80.0]), line("searched", [0], [70.0]), line("blind", [0], [60.0]), line("blind", [1], [61.0]),
-    line(RANDOM, [0, 1], [71.0, 72.0]), line(RANDOM, [0, 1], [65.0, 66.0]),
+    line("searched", 69.0, 71.0), line("searched", 81.0, 79.0), line("blind", 60.0, 61.0),
+    line(RANDOM, 71.0, 72.0), line(RANDOM, 65.0, 66.0),
 ]  # fmt: skip
 
 
-def test_networks_by_seed() -> None:
-    np.testing.assert_array_equal(by_seed(LINES, "searched", (0, 1)), [[70.0, 80.0]])
-    np.testing.assert_array_equal(by_seed(LINES, RANDOM, (0, 1)), [[71.0, 72.0], [65.0, 66.0]])
+def test_standard_errors_are_over_networks_or_over_the_trainings_of_one() -> None:
+    np.testing.assert_array_equal(accuracies(LINES, RANDOM), [[71.0, 72.0], [65.0, 66.0]])
+    assert standard_error(accuracies(LINES, "searched")) == pytest.approx(5.0)  # of 70 and 80
+    assert standard_error(accuracies(LINES, "blind")) == pytest.approx(0.5)
+    assert np.isnan(standard_error(np.array([[60.0]])))
 
 
 def test_summary_of_a_budget() -> None:
-    found = summary_of("1M", LINES, (0, 1))
+    found = summary_of("1M", LINES)
     assert found["searched"] == 75.0 and found["rank"] == "[2, 1]" and found["of"] == 3
-    assert found["gain_over_random"] == pytest.approx(((70 - 68) + (80 - 69)) / 2)
-    assert found["gain_over_blind"] == pytest.approx((10 + 19) / 2)
-    assert found["gain_over_blind_se"] == pytest.approx(4.5)
+    assert found["gain_over_random"] == pytest.approx(75 - 68.5)
+    assert found["gain_over_blind"] == pytest.approx(75 - 60.5)
+    assert found["gain_over_blind_se"] == pytest.approx((5**2 + 0.5**2) ** 0.5)
     assert found["best_random"] == 71.5
 
 
@@ -102,8 +104,10 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
     assert study("first").run()
     networks, summary, rankings = study("first").tables()
     assert {line["kind"] for line in networks} >= {"searched", "two sampled", "blind", RANDOM}
-    assert [line["seeds"] for line in networks if line["kind"] == "blind"] == ["[0, 1]"]  # one search for all seeds
-    assert [line["seeds"] for line in networks if line["kind"] == "searched"] == ["[0]", "[1]"]
+    assert {line["seeds"] for line in networks} == {"[0, 1]"}
+    assert [line["name"] for line in networks if line["kind"] == "searched"] == [f"searched-0.03M-{i}" for i in (0, 1)]
+    assert sum(line["kind"] == "blind" for line in networks) == 1  # one search for all seeds
+    assert all((line["search_cpu_seconds"] > 0) == (line["kind"] in SEARCHES) for line in networks)
     assert all(line["flops"] <= 0.03e6 for line in networks)
     assert summary[0]["of"] == 3 and rankings[0]["networks"] == 2
     (found, drawn) = next((x, x.points) for x in panel("0.03M", networks).lines if x.name == "blind")

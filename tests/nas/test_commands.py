@@ -100,6 +100,7 @@ def test_several_budgets_are_several_searches(tmp_path: Path) -> None:
         (["--epochs", "many"], ["many"]),
         (["--lr", "1e30"], ["loss is nan", "--lr"]),
         (["--tau-decay", "1.5"], ["tau_decay must be in (0, 1], got 1.5"]),
+        (["--mask-tau", "0"], ["mask_tau must be > 0, got 0.0"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--threads", "0"], ["threads must be in 1.."]),
         (["--seed", "-1"], ["seed must be >= 0"]),

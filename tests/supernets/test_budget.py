@@ -8,9 +8,10 @@ from nas.searching import parse_budgets
 from search_spaces.errors import UserError
 from search_spaces.fbnetv2 import fbnetv2_f
 from search_spaces.limits import Limit
+from search_spaces.rows import Row, space_of_rows
 from search_spaces.sampling import extreme_cost
 from search_spaces.tables import SpaceTables
-from supernets.budget import Budget, CostWeight, repair, repaired_row
+from supernets.budget import Budget, CostWeight, filled, repair, repaired_row
 from supernets.likeliest import count_residuals
 
 
@@ -117,6 +118,47 @@ def test_budgets_near_the_smallest_network_are_met(factor: float) -> None:
         start = np.array([part.argmax() for part in np.split(alpha, np.cumsum(made.space.option_counts)[:-1])])
         row = repaired_row(made, budget, alpha, start, witness)
         assert made.cost(row).flops[0] <= low * factor
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.5, 2.0])
+def test_what_is_left_of_a_budget_is_filled_with_choices_that_alpha_does_not_tell_apart(reach: float) -> None:
+    """No further such choice fits; checked one by one."""
+    made = tables()
+    space, grown = made.space, list[float]()
+    for seed in range(3):
+        alpha = np.random.default_rng(seed).normal(size=int(space.option_counts.sum()))
+        logits = np.split(alpha, np.cumsum(space.option_counts)[:-1])
+        start = np.array([part.argmax() for part in logits])
+        high = 1.4 * float(made.cost(start).flops[0])
+        row = filled(made, Budget("flops", Limit(high=high)), alpha, start, reach=reach, residual=reach)
+        (now,) = made.cost(row).flops
+        assert made.cost(start).flops[0] <= now <= high
+        assert reach > 0 or row.tolist() == start.tolist()
+        grown.append(now / made.cost(start).flops[0])
+        for column, own in enumerate(logits):
+            assert own[row[column]] >= own[start[column]] - reach
+            for option in range(len(own)):
+                changed = row.copy()
+                changed[column] = option
+                lost = own[row[column]] - own[option]
+                lost += reach * (count_residuals(space, row[None]) - count_residuals(space, changed[None]))[0]
+                near = own[option] >= own[start[column]] - reach and lost <= reach
+                assert not (near and now < made.cost(changed).flops[0] <= high)
+    assert (max(grown) > 1.1) == (reach > 0)
+
+
+def test_a_budget_is_filled_by_what_costs_least_of_alpha() -> None:
+    """Of two expansions that double a layer, the one that alpha gives up 0.1 for and not 0.2; both where there is room."""
+    layer = Row(block=("ir_k3",), expansion=(1.0, 2.0), width=(8,))
+    space = space_of_rows("two", [layer, layer], resolutions=(16,), stem_width=8, head_width=8)
+    made = SpaceTables(space, num_classes=10, in_channels=3)
+    alpha, start = np.array([0.0, -0.2, 0.0, -0.1]), np.zeros(2, dtype=np.int64)
+    costs = {row: float(made.cost(np.array(row)).flops[0]) for row in ((1, 0), (0, 1), (1, 1))}
+    assert costs[1, 0] == costs[0, 1]
+    for high, reach, expected in (
+        (costs[0, 1], 0.3, [0, 1]), (costs[1, 1], 0.3, [1, 1]), (costs[1, 1], 0.15, [0, 1]), (costs[0, 1] - 1, 0.3, [0, 0])
+    ):  # fmt: skip
+        assert filled(made, Budget("flops", Limit(high=high)), alpha, start, reach=reach).tolist() == expected
 
 
 def test_a_range_that_no_network_meets_is_refused_before_the_search() -> None:

@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from small_spaces import three_layers
 
 from supernets.gumbel import gumbel_noise, gumbel_weights, temperature
+from supernets.supergraph import Supergraph
 
 
 def test_weights_match_equation_3_4_away_from_tau_one() -> None:
@@ -16,6 +18,17 @@ def test_weights_match_equation_3_4_away_from_tau_one() -> None:
 def test_weights_approach_one_hot_of_the_noisy_maximum() -> None:
     weights = gumbel_weights(torch.tensor([0.0, 0.2, 0.0]), 0.01, torch.tensor([0.5, 0.0, 0.1]))
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_masks_of_channels_may_have_a_temperature_of_their_own() -> None:
+    supergraph = Supergraph(three_layers(), 10, 3)
+    noise = gumbel_noise(len(supergraph.alpha), torch.Generator().manual_seed(0))
+    warm, cold = (supergraph.weights(tau, noise) for tau in (3.0, 0.5))
+    mixed = supergraph.weights(3.0, noise, mask_tau=0.5)
+    for name in supergraph.space.column:
+        kind = name.split(".")[-1]  # resolution, block, expansion, width
+        assert torch.equal(mixed[name], (cold if kind in ("expansion", "width") else warm)[name])
+        assert not torch.equal(warm[name], cold[name])
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])

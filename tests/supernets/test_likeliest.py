@@ -1,5 +1,6 @@
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from search_spaces.rows import Row, space_of_rows
 from search_spaces.sampling import sobol_rows
 from search_spaces.space import BLOCK_TYPES, PoolHead, SearchSpace, Slot, Stem, constant
 from search_spaces.variables import Choice, Range, Rows
-from supernets.likeliest import count_residuals, likeliest_row
+from supernets.likeliest import count_residuals, likeliest_row, smoothed
 
 
 def random_logits(space: SearchSpace, seed: int) -> npt.NDArray[np.float64]:
@@ -34,16 +35,12 @@ def residuals(space: SearchSpace, row: Rows) -> int:
     return sum(isinstance(block, InvertedResidual) and block.residual for block in blocks)
 
 
-def brute_force(
-    space: SearchSpace, alpha: npt.NDArray[np.float64], residual: float, fixed: Mapping[str, int]
-) -> tuple[float, Rows]:
+def brute_force(space: SearchSpace, alpha: npt.NDArray[np.float64], residual: float) -> tuple[float, Rows]:
     """The best value and row of all that differ from the plain argmax in widths alone."""
     free = {slot.width.name for slot in space.slots} | {space.stem.width.name}
     best, chosen = -np.inf, plain_argmax(space, alpha)
-    for name, option in fixed.items():
-        chosen[space.column[name]] = option
     options = [
-        range(count) if variable.name in free - set(fixed) else [int(chosen[column])]
+        range(count) if variable.name in free else [int(chosen[column])]
         for column, (variable, count) in enumerate(zip(space.variables, space.option_counts, strict=True))
     ]
     for row in map(np.array, itertools.product(*options)):
@@ -77,7 +74,7 @@ def test_widths_are_the_best_of_all(make: Callable[[], SearchSpace], residual: f
     space = make()
     for seed in range(4):
         alpha = random_logits(space, seed)
-        value, row = brute_force(space, alpha, residual, {})
+        value, row = brute_force(space, alpha, residual)
         found = likeliest_row(space, alpha, residual=residual)
         logits = sum(part[option] for part, option in zip(parts(space, alpha), found, strict=True))
         assert logits + residual * residuals(space, found) == pytest.approx(value, abs=1e-9)
@@ -99,16 +96,42 @@ def test_hand_worked_case() -> None:
     assert likeliest_row(space, alpha, residual=0.6).tolist() == [0, 0]
 
 
-def test_decided_options_stay_and_the_others_follow() -> None:
-    space = three_layers()
-    width = space.slots[1].width
-    for seed, option in itertools.product(range(3), range(3)):
-        alpha = random_logits(space, seed)
-        decided = {width.name: option, "resolution": 0}
-        _, row = brute_force(space, alpha, 1.0, decided)
-        found = likeliest_row(space, alpha, residual=1.0, decided=decided)
-        assert found.tolist() == row.tolist()
-        assert found[space.column[width.name]] == option and found[space.column["resolution"]] == 0
+def test_sizes_are_read_by_their_mean() -> None:
+    """The largest smoothed logit is the option next to the mean; block types keep theirs."""
+    space = load_space("fbnetv3-cifar")
+    alpha = random_logits(space, 0)
+    for variable, own, found in zip(
+        space.variables, parts(space, alpha), parts(space, smoothed(space, alpha)), strict=True
+    ):
+        if variable.options[0] in BLOCK_TYPES.values():
+            assert found.tolist() == own.tolist()
+        else:
+            weights = [math.exp(logit) for logit in own]
+            mean = sum(place * weight for place, weight in enumerate(weights)) / sum(weights)
+            assert found.argmax() == min(range(len(own)), key=lambda place: abs(place - mean))
+
+
+def test_smoothed_logits_are_those_of_a_normal_distribution_with_the_same_moments() -> None:
+    space = space_of_rows(
+        "hand", [Row(block=("ir_k3",), expansion=(2.0,), width=(8, 16, 24))], resolutions=(16,), stem_width=8, head_width=8
+    )  # fmt: skip
+    for alpha, mean, variance in (
+        ([0.0, 0.0, 0.0], 1.0, 2 / 3), ([math.log(2), 0.0, 0.0], 0.75, 11 / 16), ([0.0, 0.0, 800.0], 2.0, 0.0)
+    ):  # fmt: skip
+        expected = [-((place - mean) ** 2) / (2 * (variance + 1 / 12)) for place in range(3)]
+        np.testing.assert_allclose(smoothed(space, alpha), expected, atol=1e-9)
+
+
+def test_sizes_are_smoothed_in_their_order() -> None:
+    """However options are listed, the middle one of three alike is the middle size."""
+    slot = Slot(
+        block=constant("block", BLOCK_TYPES["ir_k3"]), expansion=constant("e", 2.0), width=Choice("w", (24, 8, 16)), stride=1
+    )  # fmt: skip
+    space = SearchSpace(
+        "listed", resolution=Range("resolution", (16,)), stem=Stem(width=constant("stem", 8)), slots=[slot],
+        head=PoolHead(out_channels=16),
+    )  # fmt: skip
+    assert smoothed(space, [0.0, 0.0, 0.0]).argmax() == 2
 
 
 def test_a_width_that_comes_back_keeps_its_largest_logit() -> None:

@@ -22,6 +22,7 @@ from search_spaces.limits import Limit
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
+from supernets.learned import Learned
 from supernets.progress import Partial, SearchState
 from supernets.result import SearchResult, read_result
 from supernets.search import Searching, search
@@ -94,6 +95,17 @@ def test_same_seed_same_alpha_and_other_seed_another(tmp_path: Path) -> None:
     for index, seed in enumerate((0, 0, 1)):
         with RunFolder(tmp_path / str(index), {}, seed=seed) as folder:
             run(config(seed=seed, epochs=2), run=folder)
+            alphas.append(load_checkpoint(folder.checkpoint)["supergraph"]["alpha"])
+    assert torch.equal(alphas[0], alphas[1])
+    assert not torch.equal(alphas[0], alphas[2])
+
+
+def test_masks_follow_their_own_temperature(tmp_path: Path) -> None:
+    """One that is tau's changes nothing, another one does."""
+    alphas = []
+    for index, mask_tau in enumerate((None, 5.0, 0.5)):
+        with RunFolder(tmp_path / str(index), {}, seed=0) as folder:
+            run(config(epochs=2, tau_decay=1.0, mask_tau=mask_tau), run=folder)
             alphas.append(load_checkpoint(folder.checkpoint)["supergraph"]["alpha"])
     assert torch.equal(alphas[0], alphas[1])
     assert not torch.equal(alphas[0], alphas[2])
@@ -186,21 +198,47 @@ def test_checkpoint_of_other_processes_is_refused(tmp_path: Path, entry: str, va
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("difference", "taken"), [(0.25, 1), (0.35, 0)])
+def take_steps(learned: Learned, count: int) -> None:
+    """Steps of alpha that move nothing."""
+    for _ in range(count):
+        learned.supergraph.alpha.grad = torch.zeros_like(learned.supergraph.alpha)
+        learned.alpha_optimizer.step()
+
+
+@pytest.mark.parametrize(("difference", "taken"), [(1.9, 1), (2.0, 0)])
 def test_widths_that_alpha_cannot_tell_apart_allow_a_residual(difference: float, taken: int) -> None:
-    """After 9 steps of 0.1 alpha tells apart what is 0.3 apart."""
+    """After 9 steps of 0.1 alpha tells apart what is 0.3 apart; logits 1.9, 0, 0 smoothed are 0.29 apart, 2, 0, 0 are 0.35."""
     learned = Searching(
         three_layers(), images(), Budget("flops", Limit(high=1e5)), config(alpha_lr=0.1),
         num_classes=4, in_channels=3, device=torch.device("cpu"),
     ).learned  # fmt: skip
-    for _ in range(9):
-        learned.supergraph.alpha.grad = torch.zeros_like(learned.supergraph.alpha)
-        learned.alpha_optimizer.step()
+    take_steps(learned, 9)
     before, after = (slot.width.name for slot in learned.space.slots[1:])
     learned.logits(before)[1] = 5
     learned.logits(after)[0] = difference
     row = learned.argmax_row()
     assert [row[learned.space.column[name]] for name in (before, after)] == [1, taken]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])
+def test_what_is_decided_stays_in_a_repair_and_when_the_budget_is_filled(share: float) -> None:
+    made = SpaceTables(three_layers(), num_classes=4, in_channels=3)
+    row = np.ones(len(made.space), dtype=np.int64)
+    row[made.space.column["resolution"]] = 1
+    budget = Budget("flops", Limit(high=share * float(made.cost(row).flops[0])))
+    learned = Searching(
+        three_layers(), images(), budget, config(), num_classes=4, in_channels=3, device=torch.device("cpu"),
+    ).learned  # fmt: skip
+    take_steps(learned, 9)
+    learned.committed = {"resolution": 1}
+    for name, option in zip(made.space.column, row, strict=True):
+        learned.logits(name)[option] = 0.01
+    learned.logits("resolution")[0] = 9.0
+    result = learned.result()
+    assert result.architecture.resolution == made.space.resolution.options[1]
+    assert result.argmax_cost == cost(made.space.decode(row), num_classes=4)
+    assert result.repaired == (share < 1) and result.cost.flops <= budget.limit.high
+    assert share < 1 or result.cost.flops > result.argmax_cost.flops
 
 
 def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None:
@@ -260,7 +298,15 @@ def test_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("lr", float("nan")), ("weights_share", 1.0), ("tau_decay", 0.0), ("warmup", 0.9), ("seed", -1)],
+    [
+        ("epochs", 0),
+        ("lr", float("nan")),
+        ("weights_share", 1.0),
+        ("tau_decay", 0.0),
+        ("mask_tau", 0.0),
+        ("warmup", 0.9),
+        ("seed", -1),
+    ],
 )
 def test_config_names_the_field(field: str, value: float) -> None:
     with pytest.raises(UserError, match=field):
