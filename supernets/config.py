@@ -101,8 +101,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 32, "batch_size": 96, "alpha_batch_size": 64},
     "mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
     "fashion-mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
-    "cifar10": {  # mixing resolutions slows the weights down and costs twice the time; tau of the blocks ends at 2: colder, their
-        # alpha is noise; masks are cold, for the norms learn warm ones, and alpha takes many small steps against their noise
+    # Mixing resolutions slows the weights down and costs twice the time. tau ends at 2: colder, what alpha says of block types
+    # is noise. Masks are cold, because the norms learn warm ones; against their noise alpha takes many small steps.
+    "cifar10": {
         "epochs": 12, "batch_size": 64, "alpha_batch_size": 32, "images": 6_000, "commit_resolution": 0.25,
         "tau_decay": 0.99, "mask_tau": 0.7, "weights_share": 0.65,
     },
