@@ -29,6 +29,9 @@ def smoothed(space: SearchSpace, alpha: npt.ArrayLike) -> Floats:
     Args:
         space: of alpha.
         alpha: flat logits `(sum of options,)`.
+
+    Raises:
+        ValueError: alpha of another length.
     """
     made = []
     for variable, part in zip(space.variables, _parts(space, alpha), strict=True):
@@ -57,11 +60,10 @@ def likeliest_row(space: SearchSpace, alpha: npt.ArrayLike, *, residual: float =
         residual: what a residual connection is worth in logits, >= 0; 0 is the plain argmax.
 
     Raises:
-        ValueError: alpha of another length, or a ``residual`` that is negative or not finite.
+        ValueError: alpha of another length, a ``residual`` that is negative or not finite.
     """
-    if np.shape(alpha) != (space.option_counts.sum(),) or not 0 <= residual < np.inf:
-        wanted = f"alpha must have {space.option_counts.sum()} logits, residual be finite and >= 0"
-        raise ValueError(f"{wanted}; got {np.shape(alpha)}, {residual}")
+    if not 0 <= residual < np.inf:
+        raise ValueError(f"residual must be finite and >= 0, got {residual}")
     parts = _parts(space, alpha)
     row = np.array([part.argmax() for part in parts])
     chain, links = [space.stem.width], list[Floats]()
@@ -84,6 +86,8 @@ def likeliest_row(space: SearchSpace, alpha: npt.ArrayLike, *, residual: float =
 
 
 def _parts(space: SearchSpace, alpha: npt.ArrayLike) -> list[Floats]:
+    if np.shape(alpha) != (space.option_counts.sum(),):
+        raise ValueError(f"alpha must have {space.option_counts.sum()} logits, got {np.shape(alpha)}")
     return np.split(np.asarray(alpha, dtype=np.float64), np.cumsum(space.option_counts)[:-1])
 
 

@@ -180,12 +180,10 @@ def test_residuals_are_those_of_the_built_network(name: str) -> None:
 def test_what_is_not_a_row_of_logits_is_refused() -> None:
     space = three_layers()
     alpha = random_logits(space, 0)
-    for wrong, residual in (
-        (alpha[:-1], 0.0),
-        (alpha[None], 0.0),
-        (alpha, -0.1),
-        (alpha, float("nan")),
-        (alpha, float("inf")),
-    ):
-        with pytest.raises(ValueError, match=r"alpha must have \d+ logits, residual be finite and >= 0; got"):
-            likeliest_row(space, wrong, residual=residual)
+    for wrong in (alpha[:-1], alpha[None]):
+        for read in (smoothed, likeliest_row):
+            with pytest.raises(ValueError, match=r"alpha must have \d+ logits, got \("):
+                read(space, wrong)
+    for residual in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="residual must be finite and >= 0, got"):
+            likeliest_row(space, alpha, residual=residual)
