@@ -161,6 +161,26 @@ def test_a_budget_is_filled_by_what_costs_least_of_alpha() -> None:
         assert filled(made, Budget("flops", Limit(high=high)), alpha, start, reach=reach).tolist() == expected
 
 
+def test_filling_goes_no_further_than_alpha_reaches_in_all() -> None:
+    """Steps of 0.2 each: the first is within 0.3 of the start, the second is not."""
+    layer = Row(block=("ir_k3",), expansion=(1.0, 2.0, 3.0), width=(8,))
+    space = space_of_rows("steps", [layer], resolutions=(16,), stem_width=8, head_width=8)
+    made, budget = SpaceTables(space, num_classes=10, in_channels=3), Budget("flops", Limit(high=1e9))
+    alpha, start = np.array([0.0, -0.2, -0.4]), np.zeros(1, dtype=np.int64)
+    for reach, expected in ((0.1, 0), (0.3, 1), (0.5, 2)):
+        assert filled(made, budget, alpha, start, reach=reach).tolist() == [expected]
+
+
+def test_filling_counts_a_residual_that_goes() -> None:
+    """A wider layer loses 0.1 of alpha and its residual."""
+    layer = Row(block=("ir_k3",), expansion=(2.0,), width=(8, 16))
+    space = space_of_rows("wider", [layer], resolutions=(16,), stem_width=8, head_width=8)
+    made, budget = SpaceTables(space, num_classes=10, in_channels=3), Budget("flops", Limit(high=1e9))
+    alpha, start = np.array([0.0, -0.1]), np.zeros(1, dtype=np.int64)
+    for residual, expected in ((0.1, 1), (0.25, 0)):
+        assert filled(made, budget, alpha, start, reach=0.3, residual=residual).tolist() == [expected]
+
+
 def test_a_range_that_no_network_meets_is_refused_before_the_search() -> None:
     made = tables()
     cost = int(made.cost(made.space.option_counts // 2).flops[0])
