@@ -31,10 +31,10 @@ from nas.reporting.charts import Line, Panel, draw
 from search_spaces.blocks import conv_norm
 from search_spaces.rows import Row, space_of_rows
 from search_spaces.space import SearchSpace
-from supernets.blocks import conv_and_norm
 from supernets.gumbel import gumbel_noise, gumbel_weights
 from supernets.masking import masked_norm, width_table
 from supernets.naive import NaiveConvNorm
+from supernets.residuals import conv_and_norm
 from supernets.supergraph import Supergraph
 
 OPTIONS = (1, 2, 4, 8, 16, 32)

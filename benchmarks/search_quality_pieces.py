@@ -36,13 +36,12 @@ from supernets.derive import sliced_network
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared. Neither weights nor seed move a blind search's alpha: it takes the
-# fastest weights, and one search stands for all seeds.
+# What differs between the searches that are compared. A seed does not move a blind search's alpha: one stands for all.
 SEARCHED, BLIND, TWO_SAMPLED = "searched", "blind", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
-    BLIND: {"alpha_loss": False, "sample": "two", "share_pointwise": True},
-    TWO_SAMPLED: {"sample": "two"},
+    BLIND: {"alpha_loss": False},
+    TWO_SAMPLED: {"sample": "two", "share_blocks": False},
 }
 Key = dict[str, Any]
 Rows = Sequence[Sequence[int]]
@@ -146,7 +145,11 @@ def run_search(
 def ranking_scores(case: Case, folder: Path, rows: Rows, data_dir: Path | None) -> list[float]:
     """Test accuracy in percent of every row's network with the weights of a finished search, batch norms recalibrated."""
     space, dataset = nas.load_space(case.space), load_dataset(case.data, data_dir)
-    supergraph = Supergraph(space, dataset.num_classes, dataset.in_channels)
+    config = preset(case.data, **case.settings(SEARCHED))
+    supergraph = Supergraph(
+        space, dataset.num_classes, dataset.in_channels, share_pointwise=config.share_pointwise,
+        share_blocks=config.share_blocks,
+    )  # fmt: skip
     supergraph.load_state_dict(load_latest_checkpoint(folder / CHECKPOINT)["supergraph"])
     accuracies = []
     for row in rows:

@@ -44,6 +44,7 @@ class Setting:
 
     two: bool = False
     shared: bool = False
+    one_block: bool = False
     recompute: bool = False
     channels_last: bool = True
     compiled: bool = False
@@ -55,6 +56,7 @@ SETTINGS = {
     "two sampled": Setting(two=True),
     "shared pointwise": Setting(shared=True),
     "two sampled, shared pointwise": Setting(two=True, shared=True),
+    "shared blocks": Setting(one_block=True),
 }
 MORE_RESOLUTIONS = {"recomputed resolutions": Setting(recompute=True)}
 COMPILED = {"compiled": Setting(compiled=True)}
@@ -95,7 +97,9 @@ class SupergraphStep:
     """Steps of one setting, each with a draw of its own."""
 
     def __init__(self, space: SearchSpace, setting: Setting, images: Tensor, labels: Tensor, seed: int) -> None:
-        supergraph = Supergraph(space, CLASSES, seed=seed, share_pointwise=setting.shared)
+        supergraph = Supergraph(
+            space, CLASSES, seed=seed, share_pointwise=setting.shared, share_blocks=setting.one_block
+        )
         supergraph.sample_two, supergraph.recompute_resolutions = setting.two, setting.recompute
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         self.supergraph = supergraph.to(device=images.device, memory_format=layout)  # type: ignore[call-overload]

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from search_spaces.architecture import Activation
 from search_spaces.blocks import ACTIVATIONS, conv_norm
-from search_spaces.space import BlockType, PoolHead, Slot, Stem
+from search_spaces.space import PoolHead, Slot, Stem
 from supernets.masking import MaskPosition, masked_norm, masked_norm_activation
+from supernets.residuals import MaskedInvertedResidual, SharedResidual, conv_and_norm
 
 # B batch, C channels, H/W feature map, T block types
 
@@ -40,62 +41,6 @@ class LayerWeights(NamedTuple):
     identity: Tensor
 
 
-def conv_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """The two parts of a `conv_norm` without activation."""
-    conv, norm = cast(nn.Sequential, pair)
-    return cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)
-
-
-class MaskedInvertedResidual(nn.Module):
-    """Branch of an inverted residual block (without the residual), as wide as its widest option."""
-
-    def __init__(
-        self,
-        block: BlockType,
-        in_channels: int,
-        mid_channels: int,
-        squeeze_channels: int,
-        out_channels: int,
-        *,
-        stride: int,
-        pointwise: bool,
-        mask_position: MaskPosition,
-    ) -> None:
-        super().__init__()
-        self.mask_position: MaskPosition = mask_position
-        self.pw = conv_norm(in_channels, mid_channels) if pointwise else None
-        self.dw = conv_norm(mid_channels, mid_channels, kernel=block.kernel, stride=stride, groups=mid_channels)
-        self.reduce = nn.Conv2d(mid_channels, squeeze_channels, 1) if block.squeeze else None
-        self.expand = nn.Conv2d(squeeze_channels, mid_channels, 1) if block.squeeze else None
-        self.pwl = conv_norm(mid_channels, out_channels)
-        self.activation = ACTIVATIONS[block.activation](inplace=True)
-        self.squeeze_activation = ACTIVATIONS[block.activation]()
-
-    def forward(self, x: Tensor, mid_mask: Tensor, squeeze_mask: Tensor, out_scale: Tensor) -> Tensor:
-        """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times ``out_scale`` `(C_out,)`."""
-        if self.pw is not None:
-            conv, norm = conv_and_norm(self.pw)
-            x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, self.mask_position)
-        return self.projected(self.hidden(x, mid_mask, squeeze_mask), out_scale)
-
-    def hidden(self, x: Tensor, mid_mask: Tensor, squeeze_mask: Tensor) -> Tensor:
-        """`(B, C_mid, H, W)` to `(B, C_mid, H', W')`: depthwise convolution and squeeze-and-excite.
-
-        Channels are masked again after the depthwise norm, whose beta would revive them.
-        """
-        conv, norm = conv_and_norm(self.dw)
-        x = masked_norm_activation(conv(x), norm, mid_mask, self.activation, self.mask_position)
-        if self.reduce is not None and self.expand is not None:
-            squeezed = self.squeeze_activation(self.reduce(F.adaptive_avg_pool2d(x, 1)))
-            x = x * F.hardsigmoid(self.expand(squeezed * squeeze_mask[:, None, None]))
-        return x
-
-    def projected(self, x: Tensor, out_scale: Tensor) -> Tensor:
-        """`(B, C_mid, H', W')` to `(B, C_out, H', W')`, times ``out_scale`` `(C_out,)`."""
-        conv, norm = conv_and_norm(self.pwl)
-        return masked_norm(conv(x), norm, out_scale)
-
-
 class MixedLayer(nn.Module):
     """One searched layer: all its block types, weighted by Gumbel-softmax (thesis Table 3.3, Eq. 3.1 over blocks).
 
@@ -111,6 +56,7 @@ class MixedLayer(nn.Module):
         mask_position: see `masked_norm_activation`.
         share_pointwise: whether all block types have the same 1x1 convolutions and their norms, which then run once: the
             mixture is taken of the depthwise convolutions' results, between the two.
+        share_blocks: whether all inverted residuals have the same weights and run once, as a `SharedResidual`.
     """
 
     def __init__(
@@ -123,38 +69,35 @@ class MixedLayer(nn.Module):
         mask_position: MaskPosition,
         *,
         share_pointwise: bool = False,
+        share_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.share_pointwise = share_pointwise
+        self.share_pointwise, self.share_blocks = share_pointwise, share_blocks
         self.stride = slot.stride
         self.block_types = slot.block_types
-        self.branches = nn.ModuleList(
-            conv_norm(in_channels, out_channels, stride=slot.stride)
-            if block.is_skip
-            else MaskedInvertedResidual(
-                block,
-                in_channels,
-                mid_channels,
-                squeeze_channels,
-                out_channels,
-                stride=slot.stride,
-                pointwise=slot.pointwise,
-                mask_position=mask_position,
-            )
-            for block in self.block_types
-        )
-        residuals = [branch for branch in self.branches if isinstance(branch, MaskedInvertedResidual)]
+        channels = (in_channels, mid_channels, squeeze_channels, out_channels)
+        others: dict[str, Any] = {"stride": slot.stride, "pointwise": slot.pointwise, "mask_position": mask_position}
+        types = [block for block in slot.block_types if not block.is_skip]
+        if share_blocks and types:
+            residuals: list[MaskedInvertedResidual] = [SharedResidual(types, *channels, **others)] * len(types)
+        else:
+            residuals = [MaskedInvertedResidual(block, *channels, **others) for block in types]
         for branch in residuals if share_pointwise else []:
             branch.pw, branch.pwl = residuals[0].pw, residuals[0].pwl
+        following = iter(residuals)
+        self.branches = nn.ModuleList(
+            conv_norm(in_channels, out_channels, stride=slot.stride) if block.is_skip else next(following)
+            for block in slot.block_types
+        )
 
     def forward(self, x: Tensor, weights: LayerWeights, scale: Tensor) -> Tensor:
         """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times the scalar ``scale`` (the weight of this resolution)."""
         out_mask = weights.out_mask * scale
-        total = self._mixed_inside(x, weights, out_mask) if self.share_pointwise else None
+        total = self._mixed_inside(x, weights, out_mask) if self.share_pointwise or self.share_blocks else None
         for index in weights.active:
             branch, out_scale = self.branches[index], weights.block[index] * out_mask
             if isinstance(branch, MaskedInvertedResidual):
-                if self.share_pointwise:
+                if self.share_pointwise or self.share_blocks:
                     continue
                 y = branch(x, weights.mid_mask, weights.squeeze_mask, out_scale)
             else:  # ReLU(k z) = k ReLU(z) for k >= 0, so the factor goes into the norm
@@ -165,23 +108,25 @@ class MixedLayer(nn.Module):
         return total if self.stride > 1 else _add_channels(total, x, weights.identity * scale)
 
     def _mixed_inside(self, x: Tensor, weights: LayerWeights, out_mask: Tensor) -> Tensor | None:
-        """All inverted residuals, mixed between their shared convolutions; None where there is none."""
+        """All inverted residuals, mixed between the convolutions that they share; None where there is none to run."""
         residuals = {
-            index: branch
-            for index in weights.active
-            for branch in [self.branches[index]]
-            if isinstance(branch, MaskedInvertedResidual)
+            index: branch for index, branch in enumerate(self.branches) if isinstance(branch, MaskedInvertedResidual)
         }
-        if not residuals:
+        active = [index for index in residuals if index in weights.active]
+        if not active:
             return None
-        first = next(iter(residuals.values()))
-        expanded = _expanded(first, x, weights.mid_mask, [self.block_types[index].activation for index in residuals])
-        share = weights.block[list(residuals)].sum()
+        share = weights.block[active].sum()
+        parts = weights.block / share.clamp_min(torch.finfo(share.dtype).tiny)
+        first = residuals[active[0]]
+        if isinstance(first, SharedResidual):
+            inside = first.hidden_mix(x, parts[list(residuals)], weights.mid_mask, weights.squeeze_mask)
+            return first.projected(inside, share * out_mask)
+        expanded = _expanded(first, x, weights.mid_mask, [self.block_types[index].activation for index in active])
         total: Tensor | None = None
-        for index, branch in residuals.items():
-            z = branch.hidden(expanded[self.block_types[index].activation], weights.mid_mask, weights.squeeze_mask)
-            part = weights.block[index] / share.clamp_min(torch.finfo(share.dtype).tiny)
-            total = z * part if total is None else torch.addcmul(total, z, part)
+        for index in active:
+            x = expanded[self.block_types[index].activation]
+            z = residuals[index].hidden(x, weights.mid_mask, weights.squeeze_mask)
+            total = z * parts[index] if total is None else torch.addcmul(total, z, parts[index])
         assert total is not None
         return first.projected(total, share * out_mask)
 

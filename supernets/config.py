@@ -42,6 +42,7 @@ class SearchConfig:
     sync_batch_norm: bool = False  # several processes: batch norms take the statistics of all images of a step
     sample: Literal["all", "two"] = "all"  # block types that a layer runs in a step: all, or two drawn by their weights
     share_pointwise: bool = False  # the block types of a layer share their 1x1 convolutions: faster, fewer weights
+    share_blocks: bool = False  # they share all their weights and run as one block: the fastest
     recompute_resolutions: bool = False  # keep maps of the largest only: less memory, more time, the same bits
     amp: bool = True  # bfloat16 autocast, on CUDA only
     augment: bool = True
@@ -101,11 +102,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 32, "batch_size": 96, "alpha_batch_size": 64},
     "mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
     "fashion-mnist": {"epochs": 12, "batch_size": 128, "alpha_batch_size": 128, "images": 10_000},
-    # Mixing resolutions slows the weights down and costs twice the time. tau ends at 2: colder, what alpha says of block types
-    # is noise. Masks are cold, because the norms learn warm ones; against their noise alpha takes many small steps.
+    # Mixing resolutions slows the weights down and costs twice the time. All choices are cold, so that the weights see networks
+    # and alpha what they differ in; one set of weights a layer bears that, and its steps are cheap enough for many of both.
     "cifar10": {
-        "epochs": 12, "batch_size": 64, "alpha_batch_size": 32, "images": 6_000, "commit_resolution": 0.25,
-        "tau_decay": 0.99, "mask_tau": 0.7, "weights_share": 0.65,
+        "epochs": 24, "batch_size": 64, "alpha_batch_size": 32, "images": 12_000, "commit_resolution": 0.2,
+        "tau_start": 0.7, "tau_decay": 1.0, "weights_share": 0.5, "warmup": 0.05, "share_blocks": True,
     },
 }  # fmt: skip
 

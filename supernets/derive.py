@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from search_spaces.blocks import InvertedResidual, PoolHead
 from search_spaces.network import Network, build
-from supernets.blocks import MaskedInvertedResidual, MixedLayer
+from supernets.blocks import MixedLayer
+from supernets.residuals import MaskedInvertedResidual
 from supernets.supergraph import Supergraph
 
 
@@ -45,7 +47,8 @@ def _pairs(network: Network, supergraph: Supergraph, row: npt.ArrayLike) -> Iter
             if branch.pw is not None:
                 yield block.pw, branch.pw
             yield block.dw, branch.dw
-            if branch.reduce is not None and branch.expand is not None:
+            if isinstance(block.se, SqueezeExcitation):
+                assert branch.reduce is not None and branch.expand is not None
                 yield block.se.get_submodule("fc1"), branch.reduce
                 yield block.se.get_submodule("fc2"), branch.expand
             yield block.pwl, branch.pwl
@@ -60,7 +63,10 @@ def _pairs(network: Network, supergraph: Supergraph, row: npt.ArrayLike) -> Iter
 
 @torch.no_grad()
 def _copy_slice(target: nn.Module, source: nn.Module) -> None:
-    """Copy every tensor of ``target`` from the leading entries of the same tensor of ``source``."""
+    """Copy every tensor of ``target`` from that of ``source``: its leading channels, the middle of its kernels."""
     tensors: dict[str, Tensor] = source.state_dict()
     for name, tensor in target.state_dict().items():
-        tensor.copy_(tensors[name][tuple(slice(size) for size in tensor.shape)])
+        whole, channels, kernel = tensors[name], tensor.shape[:2], tensor.shape[2:]
+        margins = [(size - side) // 2 for size, side in zip(whole.shape[2:], kernel, strict=True)]
+        middle = [slice(margin, margin + side) for margin, side in zip(margins, kernel, strict=True)]
+        tensor.copy_(whole[(*(slice(size) for size in channels), *middle)])

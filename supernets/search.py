@@ -146,7 +146,7 @@ class Searching:
             )
         self.supergraph = Supergraph(
             space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position,
-            counted_classes=counted_classes, share_pointwise=config.share_pointwise,
+            counted_classes=counted_classes, share_pointwise=config.share_pointwise, share_blocks=config.share_blocks,
         )  # fmt: skip
         witness = budget.witness(self.supergraph.tables)
         self.supergraph.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

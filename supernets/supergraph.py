@@ -56,6 +56,7 @@ class Supergraph(nn.Module):
         seed: of the initial weights; alpha starts at zero.
         mask_position: ``"affine"`` folds masks into batch norms, ``"output"`` is Eq. 3.3 to the letter.
         share_pointwise: whether the block types of a layer share their 1x1 convolutions, see `MixedLayer`.
+        share_blocks: whether they share all weights, likewise.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supergraph(nn.Module):
         mask_position: MaskPosition = "affine",
         counted_classes: int | None = None,
         share_pointwise: bool = False,
+        share_blocks: bool = False,
     ) -> None:
         super().__init__()
         require(len(space) > 0, f"space {space.name} has nothing to choose: every variable has one option")
@@ -85,12 +87,13 @@ class Supergraph(nn.Module):
         self.cost = EffectiveCost(self.tables)
         self.masks = nn.ModuleList(SlotMasks(space, self.tables, index) for index in range(len(space.slots)))
         with torch.random.fork_rng(devices=[]):
-            self._make_layers(num_classes, in_channels, mask_position, share_pointwise)
+            shared = {"share_pointwise": share_pointwise, "share_blocks": share_blocks}
+            self._make_layers(num_classes, in_channels, mask_position, shared)
         initialise(self, torch.Generator().manual_seed(seed))
         self.levels = self._levels()
 
     def _make_layers(
-        self, num_classes: int, in_channels: int, mask_position: MaskPosition, share_pointwise: bool
+        self, num_classes: int, in_channels: int, mask_position: MaskPosition, shared: Mapping[str, bool]
     ) -> None:
         space = self.space
         width = int(space.built_widths(space.stem.width).max())
@@ -102,7 +105,7 @@ class Supergraph(nn.Module):
         for slot, table in zip(space.slots, self.tables.slots, strict=True):
             out = int(space.built_widths(slot.width).max())
             middle, squeeze = int(table.mid.max()), int(table.squeeze.max())
-            layer = MixedLayer(slot, width, middle, squeeze, out, mask_position, share_pointwise=share_pointwise)
+            layer = MixedLayer(slot, width, middle, squeeze, out, mask_position, **shared)
             self.layers.append(layer)
             width = out
         head_mid = torch.tensor([space.head_mid_channels(int(w)) for w in space.built_widths(space.slots[-1].width)])

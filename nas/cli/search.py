@@ -34,7 +34,7 @@ def search_command(
     ] = None,
     mask_tau: Annotated[
         float | None,
-        typer.Option("--mask-tau", help="temperature of widths and expansions; default: what suits the data set"),
+        typer.Option("--mask-tau", help="temperature of widths and expansions; default: that of the block types"),
     ] = None,
     sample: Annotated[
         str | None, typer.Option("--sample", help="block types a layer runs in a step: all, or two drawn (faster)")
@@ -42,6 +42,13 @@ def search_command(
     share_pointwise: Annotated[
         bool, typer.Option("--share-pointwise", help="block types of a layer share their 1x1 convolutions (faster)")
     ] = False,
+    share_blocks: Annotated[
+        bool | None,
+        typer.Option(
+            "--share-blocks/--no-share-blocks",
+            help="block types of a layer share all weights and run as one (fastest); default: what suits the data set",
+        ),
+    ] = None,
     sync_batch_norm: Annotated[
         bool, typer.Option("--sync-batch-norm", help="several processes: batch norms see the images of all of them")
     ] = False,
@@ -89,8 +96,8 @@ def search_command(
     loaded = load_space(space)
     config = preset(
         data, epochs=epochs, batch_size=batch_size, images=images, lr=lr, tau_decay=tau_decay, mask_tau=mask_tau,
-        sample=sample, share_pointwise=share_pointwise, sync_batch_norm=sync_batch_norm, noise_per_rank=not same_noise,
-        recompute_resolutions=recompute, seed=seed,
+        sample=sample, share_pointwise=share_pointwise, share_blocks=share_blocks, sync_batch_norm=sync_batch_norm,
+        noise_per_rank=not same_noise, recompute_resolutions=recompute, seed=seed,
     )  # fmt: skip
     dataset = load_dataset(data, data_dir)
     tables = SpaceTables(loaded, num_classes=dataset.num_classes, in_channels=dataset.in_channels)

@@ -59,6 +59,14 @@ def test_search_leaves_a_record(finished: Path) -> None:
     assert torch.__version__.startswith(config["versions"]["torch"])
 
 
+def test_block_types_with_one_set_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SEARCH, "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert run([*arguments, "--share-blocks"]) == 0
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert stored["search"]["share_blocks"] is True
+    refused(capsys, [*arguments, "--no-share-blocks", "--resume"], "share_blocks was True, now False")
+
+
 def test_export_equals_pytorch_with_any_batch(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(finished / "train"), "--format", "onnx"]) == 0
     import numpy as np

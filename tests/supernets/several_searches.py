@@ -111,6 +111,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "synchronised, float64": (Searching, torch.float64, None),
     "synchronised, recomputed, float64": (Searching, torch.float64, None),
     "two sampled, frozen, float64": (Frozen, torch.float64, None),
+    "shared blocks, frozen, float64": (Frozen, torch.float64, None),
     MACHINES: (Frozen, torch.float64, None),
     OWN_NOISE: (Frozen, torch.float64, None),
 }
@@ -118,7 +119,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
 
 def sampling(name: str) -> dict[str, Any]:
     """What a variant changes in one process too."""
-    return {"sample": "two"} if name.startswith("two") else {}
+    return {"sample": "two" if name.startswith("two") else "all", "share_blocks": name.startswith("shared blocks")}
 
 
 def together(name: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from supernets.blocks import conv_and_norm
 from supernets.masking import channel_mask, masked_norm
 from supernets.naive import NaiveConvNorm
+from supernets.residuals import conv_and_norm
 
 WIDTHS = (3, 5, 8)
 

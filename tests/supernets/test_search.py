@@ -254,6 +254,7 @@ def test_without_the_loss_alpha_follows_the_budget_alone(tmp_path: Path) -> None
 
     assert alpha("a", images(), True) == alpha("b", other, True)
     assert alpha("f", images(), True) == alpha("e", images(), True, sample="two", share_pointwise=True)
+    assert (tmp_path / "f" / "alpha.csv").read_bytes() == alpha("g", images(), True, share_blocks=True)
     assert alpha("c", images(), False) != alpha("d", other, False)
 
 

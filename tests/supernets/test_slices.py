@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_spaces import randomise, three_layers
+from torch import Tensor
 
 from search_spaces.fbnetv2 import fbnetv2_f
 from search_spaces.fbnetv3 import fbnetv3
 from search_spaces.space import SearchSpace
 from search_spaces.variables import Rows
-from supernets.blocks import MaskedInvertedResidual, conv_and_norm
 from supernets.derive import sliced_network
 from supernets.masking import MaskPosition
+from supernets.residuals import MaskedInvertedResidual, SharedResidual, conv_and_norm, mixed_activation
 from supernets.supergraph import Supergraph
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest logit
@@ -25,9 +27,9 @@ def covering_rows(space: SearchSpace, n: int, seed: int) -> Rows:
 
 
 def worst_difference(
-    space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: int, position: MaskPosition, shared: bool = False
+    space: SearchSpace, rows: Rows, dtype: torch.dtype, batch: int, position: MaskPosition, **shared: bool
 ) -> float:
-    supergraph = Supergraph(space, 10, 3, seed=1, mask_position=position, share_pointwise=shared).to(dtype).eval()
+    supergraph = Supergraph(space, 10, 3, seed=1, mask_position=position, **shared).to(dtype).eval()
     randomise(supergraph, seed=2)
     side = int(max(space.resolution.options))
     generator = torch.Generator().manual_seed(3)
@@ -44,18 +46,19 @@ def worst_difference(
     return worst
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [{}, {"share_pointwise": True}, {"share_blocks": True}])
 @pytest.mark.parametrize("position", ["affine", "output"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_space(dtype: torch.dtype, position: MaskPosition, shared: bool) -> None:
+def test_small_space(dtype: torch.dtype, position: MaskPosition, shared: dict[str, bool]) -> None:
     space = three_layers()
     rows = covering_rows(space, 60, seed=0)
-    assert worst_difference(space, rows, dtype, 3, position, shared) < TOLERANCE[dtype]
+    assert worst_difference(space, rows, dtype, 3, position, **shared) < TOLERANCE[dtype]
 
 
-def test_shared_pointwise_convolutions_run_once_a_resolution_and_learn() -> None:
+@pytest.mark.parametrize(("shared", "share_of_weights"), [("share_pointwise", 0.7), ("share_blocks", 0.5)])
+def test_shared_convolutions_run_once_a_resolution_and_learn(shared: str, share_of_weights: float) -> None:
     space = three_layers()
-    supergraph = Supergraph(space, 10, 3, share_pointwise=True)
+    supergraph = Supergraph(space, 10, 3, **{shared: True})
     layer = supergraph.layers[1]
     residuals = [branch for branch in layer.branches if isinstance(branch, MaskedInvertedResidual)]
     calls = [0, 0]
@@ -72,7 +75,7 @@ def test_shared_pointwise_convolutions_run_once_a_resolution_and_learn() -> None
     assert calls == [len(supergraph.levels[2])] * 2
     assert all(parameter.grad is not None for parameter in supergraph.parameters())
     plain = sum(p.numel() for p in Supergraph(space, 10, 3).parameters())
-    assert sum(p.numel() for p in supergraph.parameters()) < 0.7 * plain
+    assert sum(p.numel() for p in supergraph.parameters()) < share_of_weights * plain
 
 
 @pytest.mark.parametrize("make", [fbnetv2_f, fbnetv3])
@@ -214,3 +217,49 @@ def test_resolutions_of_weight_zero_run_where_processes_wait_for_each_other() ->
             results.append(supergraph.eval()(images, chosen))
         assert len(calls) == (len(supergraph.levels[0]) if supergraph.run_all_resolutions else 1)
     torch.testing.assert_close(*results)
+
+
+def test_one_block_mixes_kernels_activations_and_squeeze_each_for_itself() -> None:
+    """Soft weights, step by step: one convolution a kernel, cut from the middle of the largest, instead of a masked one."""
+    space = three_layers()
+    supergraph = Supergraph(space, 10, 3, share_blocks=True).double().eval()
+    randomise(supergraph, seed=4)
+    layer, generator = supergraph.layers[1], torch.Generator().manual_seed(5)
+    given = supergraph.layer_weights(supergraph.weights(0.7, torch.randn(len(supergraph.alpha), generator=generator)))[
+        1
+    ]
+    branch = layer.branches[0]
+    assert isinstance(branch, SharedResidual) and branch.reduce is not None and branch.expand is not None
+    types = [block for block in space.slots[1].block_types if not block.is_skip]
+    assert {block.kernel for block in types} == {3, 5} and {block.squeeze for block in types} == {False, True}
+    parts = given.block[: len(types)] / given.block[: len(types)].sum()
+    stride, mid, squeeze = space.slots[1].stride, given.mid_mask[:, None, None], given.squeeze_mask[:, None, None]
+    x = torch.randn(2, layer.branches[0].pw[0].in_channels, 8, 8, generator=generator, dtype=torch.float64)  # type: ignore[index, union-attr]
+
+    def activated(y: Tensor) -> Tensor:
+        made = [F.hardswish(y) if block.activation == "hswish" else F.relu(y) for block in types]
+        return torch.einsum("t,t...->...", parts, torch.stack(made))
+
+    with torch.no_grad():
+        expanding, norm = conv_and_norm(branch.pw)  # type: ignore[arg-type]
+        y = activated(norm(expanding(x)) * mid)
+        depthwise, norm = conv_and_norm(branch.dw)
+        z = torch.zeros(())
+        for part, block in zip(parts, types, strict=True):
+            margin = (5 - block.kernel) // 2
+            kernel = depthwise.weight[:, :, margin : 5 - margin, margin : 5 - margin]
+            z = z + part * F.conv2d(y, kernel, stride=stride, padding=block.kernel // 2, groups=len(kernel))
+        y = activated(norm(z) * mid)
+        gate = F.hardsigmoid(branch.expand(activated(branch.reduce(y.mean((2, 3), keepdim=True))) * squeeze))
+        gated = sum(float(part) for part, block in zip(parts, types, strict=True) if block.squeeze)
+        expected = y * (1 - gated) + y * gate * gated
+        found = branch.hidden_mix(x, parts, given.mid_mask, given.squeeze_mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_the_mixed_activation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (4 * torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+    share = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mixed_activation, (x, share))
+    torch.testing.assert_close(mixed_activation(x, share), 0.7 * F.relu(x) + 0.3 * F.hardswish(x))

@@ -1,10 +1,10 @@
-"""Parts of the study of the masks' temperature, by hand."""
+"""Parts of the study of what supergraphs agree about, by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.mask_temperature import KINDS, Trial, agreement, by_kind, table
+from benchmarks.alpha_agreement import KINDS, Trial, agreement, by_kind, table
 from nas.loading import load_space
 from recipes.datasets import load_dataset
 from supernets.config import SearchConfig
@@ -36,17 +36,24 @@ def test_parts_of_a_kind() -> None:
 
 def test_lines_of_the_table() -> None:
     one = gradients(1)
-    pieces = [{"gradient": (sign * one).tolist(), "error": (abs(one) / 2).tolist(), "loss": 1.5} for sign in (1, -1)]
-    lines = table(load_space("digits"), {0.7: pieces})
+    pieces = [
+        {"gradient": (sign * one).tolist(), "error": (abs(one) / 2).tolist(), "loss": 1.5, "seconds": 2.0}
+        for sign in (1, -1)
+    ]
+    lines = table(load_space("digits"), {"cold": pieces})
     assert [line["choice"] for line in lines] == list(KINDS)
     for line in lines:
         assert line["t"] == pytest.approx(2.0) and line["correlation"] == pytest.approx(-1.0)
+        assert line["setting"] == "cold" and line["seconds"] == 2.0
         assert line["loss"] == 1.5 and line["supergraphs"] == 2
 
 
-def test_a_trial_trains_weights_and_then_asks_alpha() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_trial_trains_weights_and_then_asks_alpha(shared: bool) -> None:
     space = load_space("digits")
-    config = SearchConfig(epochs=1, batch_size=16, images=64, weights_share=0.5, warmup=0.0, mask_tau=0.7)
+    config = SearchConfig(
+        epochs=1, batch_size=16, images=64, weights_share=0.5, warmup=0.0, tau_start=0.7, share_blocks=shared
+    )
     trial = Trial(space, load_dataset("digits", None), config)
     before = [parameter.detach().clone() for parameter in trial.supergraph.network_parameters()]
     assert trial.train(3) > 0

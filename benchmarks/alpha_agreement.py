@@ -1,18 +1,19 @@
 """Does the cross entropy say the same about alpha in supergraphs that differ by their initial weights alone?
 
-Only what two supergraphs agree about can be a property of the networks. For every temperature of the masks, supergraphs of
-several seeds are trained with alpha at zero and the resolution decided; then the gradient of alpha is averaged over batches of
-other images. mask_temperature.csv has a line a temperature and kind of choice: ``t``, the mean |gradient| in standard errors
-(0.8: noise); ``correlation`` of two supergraphs' gradients, the mean of each choice taken out, averaged over pairs of seeds.
+Only what two supergraphs agree about can be a property of the networks. For every setting (temperatures, shared weights),
+supergraphs of several seeds are trained with alpha at zero and the resolution decided; then the gradient of alpha is averaged
+over batches of other images. alpha_agreement.csv has a line a setting and kind of choice: ``t``, the mean |gradient| in
+standard errors (0.8: noise); ``correlation`` of two supergraphs' gradients, the mean of each choice taken out, averaged over
+pairs of seeds; ``seconds``, CPU-seconds that the weights had.
 
-Every finished supergraph is a line of mask_temperature_pieces.jsonl beside the table; started again, the script goes on.
+Every finished supergraph is a line of alpha_agreement_pieces.jsonl beside the table; started again, the script goes on.
 
-    python -m benchmarks.mask_temperature --data-dir DIR
+    python -m benchmarks.alpha_agreement --data-dir DIR
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ from supernets.config import SearchConfig, preset
 from supernets.gumbel import gumbel_noise
 from supernets.supergraph import Supergraph
 
-SPACE, DATA, TAU = "cifar", "cifar10", 4.0
-MASK_TAUS = (4.0, 0.7)
+SPACE, DATA = "cifar", "cifar10"
+# Changes to the configuration of a search, and steps of the weights: about as many CPU-seconds for each setting.
+SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
+    "warm": ({"tau_start": 4.0, "share_blocks": False}, 250),
+    "cold masks": ({"tau_start": 4.0, "mask_tau": 0.7, "share_blocks": False}, 250),
+    "cold": ({"tau_start": 0.7, "share_blocks": False}, 250),
+    "cold, shared blocks": ({"tau_start": 0.7, "share_blocks": True}, 1000),
+}
 KINDS = ("block", "expansion", "width")
 Floats = npt.NDArray[np.float64]
 
@@ -45,9 +52,11 @@ class Trial:
 
     def __init__(self, space: SearchSpace, dataset: Dataset, config: SearchConfig) -> None:
         self.space, self.config = space, config
-        self.supergraph = Supergraph(space, dataset.num_classes, dataset.in_channels, seed=config.seed)
+        self.supergraph = Supergraph(
+            space, dataset.num_classes, dataset.in_channels, seed=config.seed, share_blocks=config.share_blocks
+        )
         self.supergraph.to(memory_format=torch.channels_last)
-        order = numpy_rng(0, "mask temperature").permutation(len(dataset.train))
+        order = numpy_rng(0, "alpha agreement").permutation(len(dataset.train))
         first = round(config.weights_share * (config.images or len(order)))
         self.weights_images = dataset.train.subset(order[:first])
         self.alpha_images = dataset.train.subset(order[first : 2 * first])
@@ -90,7 +99,7 @@ class Trial:
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         resolution = self.space.resolution
         weights = self.supergraph.weights(
-            TAU,
+            self.config.tau_start,
             gumbel_noise(len(self.supergraph.alpha), self.generator),
             committed={resolution.name: len(resolution.options) - 1},
             mask_tau=self.config.mask_tau,
@@ -122,10 +131,10 @@ def agreement(space: SearchSpace, gradients: Iterable[npt.ArrayLike]) -> dict[st
     return {kind: float(np.mean([np.corrcoef(a[kind], b[kind])[0, 1] for a, b in pairs])) for kind in KINDS}
 
 
-def table(space: SearchSpace, found: Mapping[float, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Lines of the table, of the pieces of every temperature."""
+def table(space: SearchSpace, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Lines of the table, of the pieces of every setting."""
     lines = []
-    for mask_tau, pieces in found.items():
+    for setting, pieces in found.items():
         agreed = agreement(space, [piece["gradient"] for piece in pieces])
         for kind in KINDS:
             t = [
@@ -134,8 +143,9 @@ def table(space: SearchSpace, found: Mapping[float, Sequence[Mapping[str, Any]]]
                 for piece in pieces
             ]
             lines.append({
-                "mask_tau": mask_tau, "choice": kind, "t": np.mean(t), "correlation": agreed[kind],
-                "loss": np.mean([piece["loss"] for piece in pieces]), "supergraphs": len(pieces),
+                "setting": setting, "choice": kind, "t": np.mean(t), "correlation": agreed[kind],
+                "loss": np.mean([piece["loss"] for piece in pieces]),
+                "seconds": np.mean([piece["seconds"] for piece in pieces]), "supergraphs": len(pieces),
             })  # fmt: skip
     return lines
 
@@ -145,24 +155,27 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data-dir", type=Path, default=None)
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--steps", type=int, default=250, help="of the weights")
     options.add_argument("--batches", type=int, default=60, help="of alpha's gradient")
     arguments = options.parse_args()
     tune_process()
     torch.set_num_threads(1)
     space, dataset = nas.load_space(SPACE), load_dataset(DATA, arguments.data_dir)
-    ledger = Ledger(arguments.out / "mask_temperature_pieces.jsonl")
-    found: dict[float, list[Any]] = {mask_tau: [] for mask_tau in MASK_TAUS}
-    for mask_tau, seed in itertools.product(MASK_TAUS, range(arguments.seed, arguments.seed + arguments.seeds)):
-        key = {"mask_tau": mask_tau, "seed": seed, "steps": arguments.steps, "batches": arguments.batches}
+    ledger = Ledger(arguments.out / "alpha_agreement_pieces.jsonl")
+    found: dict[str, list[Any]] = {setting: [] for setting in SETTINGS}
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    for (setting, (changes, steps)), seed in itertools.product(SETTINGS.items(), seeds):
+        key = {**changes, "seed": seed, "steps": steps, "batches": arguments.batches}
         if key not in ledger:
-            trial = Trial(space, dataset, replace(preset(DATA, batch_size=64), mask_tau=mask_tau, seed=seed))
-            loss, gradients = trial.train(arguments.steps), trial.gradients(arguments.batches)
+            trial = Trial(space, dataset, preset(DATA, **changes, seed=seed))
+            started = time.process_time()
+            loss, seconds = trial.train(steps), time.process_time() - started
+            gradients = trial.gradients(arguments.batches)
             error = gradients.std(axis=0, ddof=1) / len(gradients) ** 0.5
-            ledger.add(key, {"loss": loss, "gradient": gradients.mean(axis=0).tolist(), "error": error.tolist()})
+            gradient = gradients.mean(axis=0).tolist()
+            ledger.add(key, {"loss": loss, "seconds": seconds, "gradient": gradient, "error": error.tolist()})
             print(f"{len(ledger)} supergraphs done", flush=True)
-        found[mask_tau].append(ledger[key])
-    write_table(table(space, found), arguments.out / "mask_temperature.csv")
+        found[setting].append(ledger[key])
+    write_table(table(space, found), arguments.out / "alpha_agreement.csv")
 
 
 if __name__ == "__main__":
