@@ -22,6 +22,7 @@ from search_spaces.variables import Rows
 from supernets.likeliest import count_residuals
 
 NEAR = 0.85  # share of the upper limit that counts as making use of it
+DECIDED = 1e6  # logits between an option that is decided and the others
 AIM = 0.95  # where between 0 and the upper limit the search aims, so that the argmax network ends inside
 
 
@@ -138,7 +139,7 @@ def repair(
     """The row inside the limit that is reached from ``row`` by giving up the least of alpha and of residual connections.
 
     Changes one choice at a time: the smallest loss among changes that end inside (near the upper limit if any do), else the
-    smallest loss per unit of log cost gained.
+    smallest loss per unit of log cost gained. What is decided stays, see `DECIDED`.
 
     Args:
         space: the space.
@@ -160,7 +161,7 @@ def repair(
         after = tables.cost(changed)._asdict()[budget.quantity]
         lost = _worth(space, alpha, row[None], residual) - _worth(space, alpha, changed, residual)
         gained = np.log(now / after) if now > high else np.log(after / now)
-        useful = (gained > 0) & ((after >= low) if now > high else (after <= high))
+        useful = (gained > 0) & ((after >= low) if now > high else (after <= high)) & (lost < DECIDED)
         require(bool(useful.any()), f"no single change brings {budget.quantity} {now} into {budget.limit}")
         ratio = np.where(useful, lost / np.maximum(gained, 1e-9), np.inf)
         score = ratio

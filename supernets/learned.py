@@ -15,14 +15,16 @@ from search_spaces.limits import format_quantity
 from search_spaces.sampling import extreme_cost
 from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.variables import Rows
-from supernets.budget import Budget, CostWeight, filled, repaired_row
+from supernets.budget import DECIDED, Budget, CostWeight, filled, repaired_row
 from supernets.config import SearchConfig
 from supernets.likeliest import likeliest_row, smoothed
 from supernets.progress import Partial
 from supernets.result import SearchResult
 from supernets.supergraph import Supergraph
 
-DECIDED = 1e6  # logits between an option that is decided and the others
+# What a residual connection is worth in logits at least. Draws that keep two widths alike by chance are rare, so the supergraph
+# learns little of what a network gains by one.
+RESIDUAL = 2.0
 SCHEMA = 2  # of the checkpoint: 2 has the running statistics of every process, and the number of machines
 
 
@@ -95,6 +97,11 @@ class Learned:
         steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
         return self.alpha_lr * math.sqrt(steps)
 
+    @property
+    def residual(self) -> float:
+        """What a residual connection is worth in logits."""
+        return max(RESIDUAL, self.reach)
+
     def commit(self, progress: float) -> None:
         """Decide the resolution: it moves the cost of every layer at once, so the finer choices settle after it.
 
@@ -118,12 +125,11 @@ class Learned:
         return self.row_cost(row) <= self.budget.limit.high
 
     def argmax_row(self) -> Rows:
-        """The row `(d,)` of the decided options and the likeliest of the others, where a residual connection counts `reach`.
+        """The row `(d,)` of the decided options and the likeliest of the others, where a residual connection counts `residual`.
 
-        So a width takes another option than its likeliest only for a residual that this gains, and gives up no more than
-        alpha can be wrong about for each.
+        So a width takes another option than its likeliest only for a residual that this gains.
         """
-        return likeliest_row(self.space, self.smoothed_alpha(), residual=self.reach)
+        return likeliest_row(self.space, self.smoothed_alpha(), residual=self.residual)
 
     def smoothed_alpha(self) -> npt.NDArray[np.float64]:
         """Logits `(sum of options,)` that the network is derived from: `smoothed`, and what is decided far ahead."""
@@ -163,8 +169,8 @@ class Learned:
         argmax = row = self.argmax_row()
         repaired = not self.budget.limit.holds(self.row_cost(argmax))
         if repaired:
-            row = repaired_row(tables, self.budget, logits, argmax, self.witness, residual=self.reach)
-        row = filled(tables, self.budget, logits, row, reach=self.reach, residual=self.reach)
+            row = repaired_row(tables, self.budget, logits, argmax, self.witness, residual=self.residual)
+        row = filled(tables, self.budget, logits, row, reach=self.reach, residual=self.residual)
         canonical = self.space.canonical(row)[0]
         architecture = self.space.decode(canonical)
         cost = Cost(*(int(entry[0]) for entry in tables.cost(canonical)))
