@@ -93,11 +93,12 @@ class MixedLayer(nn.Module):
     def forward(self, x: Tensor, weights: LayerWeights, scale: Tensor) -> Tensor:
         """`(B, C_in, H, W)` to `(B, C_out, H', W')`, times the scalar ``scale`` (the weight of this resolution)."""
         out_mask = weights.out_mask * scale
-        total = self._mixed_inside(x, weights, out_mask) if self.share_pointwise or self.share_blocks else None
+        shared = self.share_pointwise or self.share_blocks
+        total = self._mixed_inside(x, weights, out_mask) if shared else None
         for index in weights.active:
             branch, out_scale = self.branches[index], weights.block[index] * out_mask
             if isinstance(branch, MaskedInvertedResidual):
-                if self.share_pointwise or self.share_blocks:
+                if shared:
                     continue
                 y = branch(x, weights.mid_mask, weights.squeeze_mask, out_scale)
             else:  # ReLU(k z) = k ReLU(z) for k >= 0, so the factor goes into the norm
@@ -124,8 +125,8 @@ class MixedLayer(nn.Module):
         expanded = _expanded(first, x, weights.mid_mask, [self.block_types[index].activation for index in active])
         total: Tensor | None = None
         for index in active:
-            x = expanded[self.block_types[index].activation]
-            z = residuals[index].hidden(x, weights.mid_mask, weights.squeeze_mask)
+            inside = expanded[self.block_types[index].activation]
+            z = residuals[index].hidden(inside, weights.mid_mask, weights.squeeze_mask)
             total = z * parts[index] if total is None else torch.addcmul(total, z, parts[index])
         assert total is not None
         return first.projected(total, share * out_mask)
