@@ -1,9 +1,10 @@
 """Are searched networks better than others of the same size? And does the supergraph rank networks as training alone does?
 
-For every budget and seed: the searched network; one of a search that runs two sampled block types a layer; one found by the
-same search whose alpha follows the budget alone (`blind`: seeds cannot change it, so one search stands for all); random
-networks of the same space in [0.9, 1] of the budget; MobileNetV2 and MobileNetV3-Small scaled to it. All are trained from
-scratch with one recipe, the same images and all seeds, and compared on the test images. Searching sees training images only.
+For every budget and seed: the searched network; one found by the same search whose alpha follows the budget alone (`blind`:
+neither seeds nor images change it, so one short search stands for all); random networks of the same space in [0.9, 1] of the
+budget; MobileNetV2 and MobileNetV3-Small scaled to it. For some budgets also other ways to search in that time: with weights
+of each block type's own, all run or two sampled a layer. All are trained from scratch with one recipe, the same images and all
+seeds, and compared on the test images. Searching sees training images only.
 search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks'
 mean accuracy minus that of the others, with its standard error (over networks; over trainings where a kind has one network);
 ``rank`` a searched network's among the random ones by mean accuracy, 1 for the best, by seed of the search.
@@ -26,7 +27,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from benchmarks.scaled_networks import BASELINES, scaled_to
 from benchmarks.search_quality_pieces import (
     BLIND,
     SEARCHED,
-    SEARCHES,
+    SEPARATE,
     TWO_SAMPLED,
     Case,
     Contender,
@@ -76,10 +77,12 @@ class Job(NamedTuple):
 
 CASES = {
     "digits": Case(
-        data="digits", space="digits", budgets=("0.2M", "0.3M"), search={}, recipe="digits", epochs=30, images=None
+        data="digits", space="digits", budgets=("0.2M", "0.3M"), beside={TWO_SAMPLED: ("0.2M", "0.3M")}, search={},
+        recipe="digits", epochs=30, images=None,
     ),
     "cifar10": Case(
-        data="cifar10", space="cifar", budgets=("4M", "8M"), search={}, recipe="cifar10-small", epochs=8, images=12_800
+        data="cifar10", space="cifar", budgets=("4M", "8M"), beside={SEPARATE: ("4M",), TWO_SAMPLED: ("4M",)}, search={},
+        recipe="cifar10-small", epochs=8, images=12_800,
     ),
 }  # fmt: skip
 
@@ -134,7 +137,7 @@ class Study:
     def found_contenders(self, budget: str) -> list[Contender]:
         """The networks that finished searches found."""
         made = []
-        for kind in SEARCHES:
+        for kind in self.case.kinds(budget):
             for seed in self._search_seeds(kind):
                 key = search_key(self.case, kind, budget, seed)
                 if key in self.ledger:
@@ -195,14 +198,15 @@ class Study:
             *self._searches(SEARCHED),
             *self._searches(BLIND),
             *self._trainings(list(itertools.chain(*self.fixed_contenders.values()))),
-            *self._searches(TWO_SAMPLED),
+            *itertools.chain(*map(self._searches, self.case.beside)),
         ]
 
     def _searches(self, kind: str) -> list[Job]:
         """All searches of a kind that are not finished."""
         rows = self.all_random_rows()
         jobs = []
-        for seed, budget in itertools.product(self._search_seeds(kind), self.case.budgets):
+        budgets = [budget for budget in self.case.budgets if kind in self.case.kinds(budget)]
+        for seed, budget in itertools.product(self._search_seeds(kind), budgets):
             keys = [search_key(self.case, kind, budget, seed)]
             if kind == SEARCHED:
                 keys.append(ranking_key(self.case, budget, seed, rows))
@@ -346,12 +350,13 @@ def main() -> None:
     arguments = options.parse_args()
     case = CASES[arguments.data]
     given = {"epochs": arguments.search_epochs, "images": arguments.search_images}
-    case = Case(
-        data=case.data, space=case.space, recipe=case.recipe,
+    case = replace(
+        case,
         budgets=case.budgets if arguments.budgets is None else tuple(arguments.budgets.split(",")),
         search={**case.search, **{name: value for name, value in given.items() if value is not None}},
-        epochs=arguments.epochs or case.epochs, images=arguments.images or case.images,
-    )  # fmt: skip
+        epochs=arguments.epochs or case.epochs,
+        images=arguments.images or case.images,
+    )
     seeds = tuple(range(arguments.seed, arguments.seed + arguments.seeds))
     ledger = Ledger(arguments.out / f"search_quality_{arguments.data}_pieces.jsonl")
     study = Study(

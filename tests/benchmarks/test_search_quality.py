@@ -1,6 +1,7 @@
 """Parts of the study of search quality, by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,29 @@ import pytest
 import torch
 from torch import nn
 
+import nas
 from benchmarks.ledger import Ledger
 from benchmarks.scaled_networks import BASELINES, scaled_to, small_image_network
-from benchmarks.search_quality import RANDOM, Study, accuracies, correlations, panel, standard_error, summary_of
-from benchmarks.search_quality_pieces import SEARCHES, Case, recalibrate, training_images
+from benchmarks.search_quality import CASES, RANDOM, Study, accuracies, correlations, panel, standard_error, summary_of
+from benchmarks.search_quality_pieces import (
+    BLIND,
+    PART,
+    SEARCHED,
+    SEARCHES,
+    SEPARATE,
+    TWO_SAMPLED,
+    Case,
+    fewer_images,
+    recalibrate,
+    training_images,
+)
+from recipes.datasets import load_dataset
 from recipes.tensor_source import TensorSource
 from search_spaces.counting import fvcore_cost
+from search_spaces.limits import Limit
+from supernets.budget import Budget
+from supernets.config import SearchConfig
+from supernets.search import Searching
 
 TINY = Path(__file__).parents[1] / "nas" / "tiny_space.yaml"
 COUNTING = {"num_classes": 10, "in_channels": 3}
@@ -61,6 +79,42 @@ def test_parts_of_the_images_are_balanced() -> None:
     assert len(training_images(images(), None)) == 40
 
 
+def test_a_blind_alpha_is_the_same_on_a_part_of_the_images() -> None:
+    """And it is not when cross entropy moves alpha."""
+
+    def alphas(config: SearchConfig) -> torch.Tensor:
+        searching = Searching(
+            space, dataset.train, budget, config, num_classes=10, in_channels=1, device=torch.device("cpu")
+        )
+        searching.attach(None, resume=False)
+        for epoch in range(config.epochs):
+            searching.epoch(epoch, None, ())
+        return torch.stack(searching.learned.alpha_history)
+
+    space, dataset, budget = (
+        nas.load_space(str(TINY)),
+        load_dataset("digits"),
+        Budget(quantity="flops", limit=Limit(high=3e4)),
+    )
+    config = SearchConfig(epochs=4, images=160, batch_size=32, alpha_batch_size=16, weights_share=0.5, alpha_loss=False)
+    part = replace(config, **fewer_images(config))
+    assert (config.images, config.batch_size, config.alpha_batch_size) == (160, 32, 16)
+    assert (part.images, part.batch_size, part.alpha_batch_size) == (160 // PART, 32 // PART, 16 // PART)
+    assert torch.equal(alphas(config), alphas(part)) and alphas(part).diff(dim=0).any()
+    config, part = replace(config, alpha_loss=True), replace(part, alpha_loss=True)
+    assert not torch.equal(alphas(config), alphas(part))
+
+
+def test_images_of_a_blind_search_are_all_where_parts_do_not_fit() -> None:
+    assert fewer_images(SearchConfig(batch_size=96, alpha_batch_size=64)) == {}  # as many as there are
+    assert fewer_images(SearchConfig(images=160, batch_size=36, alpha_batch_size=16)) == {}
+    assert fewer_images(SearchConfig(images=160, batch_size=32, alpha_batch_size=8)) == {}  # one image a step
+    case = CASES["cifar10"]
+    assert case.settings(BLIND) == {"alpha_loss": False, "images": 1500, "batch_size": 8, "alpha_batch_size": 4}
+    assert case.settings(SEARCHED) == {}
+    assert case.kinds("4M") == [SEARCHED, BLIND, SEPARATE, TWO_SAMPLED] and case.kinds("8M") == [SEARCHED, BLIND]
+
+
 def line(kind: str, *found: float) -> dict[str, object]:
     return {"budget": "1M", "kind": kind, "seeds": "[0, 1]", "accuracies": json.dumps(found)}
 
@@ -90,7 +144,8 @@ def test_summary_of_a_budget() -> None:
 def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None:
     """Only the ledger is needed: with another work folder nothing is done twice, and the tables are the same."""
     case = Case(
-        data="digits", space=str(TINY), budgets=("0.03M",), recipe="digits", epochs=1, images=40,
+        data="digits", space=str(TINY), budgets=("0.03M",), beside={TWO_SAMPLED: ("0.03M",), SEPARATE: ("1M",)},
+        recipe="digits", epochs=1, images=40,
         search={"epochs": 1, "images": 40, "batch_size": 16, "alpha_batch_size": 8},
     )  # fmt: skip
 
@@ -103,7 +158,8 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
     assert not study("first").run(minutes=0)  # nothing may be started
     assert study("first").run()
     networks, summary, rankings = study("first").tables()
-    assert {line["kind"] for line in networks} >= {"searched", "two sampled", "blind", RANDOM}
+    kinds = {line["kind"] for line in networks}
+    assert kinds >= {"searched", "two sampled", "blind", RANDOM} and SEPARATE not in kinds
     assert {line["seeds"] for line in networks} == {"[0, 1]"}
     assert [line["name"] for line in networks if line["kind"] == "searched"] == [f"searched-0.03M-{i}" for i in (0, 1)]
     assert sum(line["kind"] == "blind" for line in networks) == 1  # one search for all seeds
