@@ -90,12 +90,13 @@ class Learned:
 
     @property
     def reach(self) -> float:
-        """How far apart alpha's steps would bring two logits, were they at random: about rate x sqrt(steps).
+        """How far apart alpha's steps may bring two logits by chance.
 
-        The rate is that before the landing, whose few larger steps settle the cost.
+        Two standard deviations of the difference, were all steps at random and as long as the rate; the rate is that before the
+        landing, whose few larger steps settle the cost.
         """
         steps = float(self.alpha_optimizer.state.get(self.supergraph.alpha, {}).get("step", 0))
-        return self.alpha_lr * math.sqrt(steps)
+        return 2 * math.sqrt(2 * steps) * self.alpha_lr
 
     @property
     def residual(self) -> float:

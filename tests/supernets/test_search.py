@@ -154,15 +154,15 @@ def test_decided_resolution_rests_and_is_that_of_the_network(tmp_path: Path) -> 
     ("logits", "steps", "high", "decided"),
     [
         ([0.0, 1.0, 0.5], 0, 1e5, 1),  # apart
-        ([0.0, 1.0, 0.5], 24, 1e5, 1),  # 0.1 x sqrt(24) < 0.5
-        ([0.0, 1.0, 0.5], 26, 1e5, 2),
-        ([0.0, 1.0, -0.5], 26, 1e5, 1),
-        ([1.0, 0.9, 0.0], 26, 1e5, 1),
+        ([0.0, 1.0, 0.5], 3, 1e5, 1),  # 2 x 0.1 x sqrt(2 x 3) < 0.5
+        ([0.0, 1.0, 0.5], 4, 1e5, 2),
+        ([0.0, 1.0, -0.5], 4, 1e5, 1),
+        ([1.0, 0.9, 0.0], 4, 1e5, 1),
         ([0.0, 0.0, 0.0], 0, 1e5, 2),  # nothing is known
-        ([0.5, 1.0, 0.9], 26, 1e5, 2),
-        ([0.5, 1.0, 0.9], 26, 1.8e4, 1),  # the smallest network at 16 pixels is larger
-        ([1.0, 0.5, 0.9], 26, 1e5, 2),
-        ([0.9, 0.5, 1.0], 26, 1e5, 2),  # never a smaller one than the likeliest
+        ([0.5, 1.0, 0.9], 4, 1e5, 2),
+        ([0.5, 1.0, 0.9], 4, 1.8e4, 1),  # the smallest network at 16 pixels is larger
+        ([1.0, 0.5, 0.9], 4, 1e5, 2),
+        ([0.9, 0.5, 1.0], 4, 1e5, 2),  # never a smaller one than the likeliest
     ],
 )
 def test_resolutions_that_alpha_cannot_tell_apart(logits: list[float], steps: int, high: float, decided: int) -> None:
