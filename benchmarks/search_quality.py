@@ -2,7 +2,7 @@
 
 For every budget and seed: the searched network; one found by the same search whose alpha follows the budget alone (`blind`:
 neither seeds nor images change it, so one short search stands for all); random networks of the same space in [0.9, 1] of the
-budget; MobileNetV2 and MobileNetV3-Small scaled to it. For some budgets also other ways to search in that time: with weights
+budget; MobileNetV2 and MobileNetV3-Small scaled to it. For some budgets also other ways to search as long: with weights
 of each block type's own, all run or two sampled a layer. All are trained from scratch with one recipe, the same images and all
 seeds, and compared on the test images. Searching sees training images only.
 search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks'

@@ -36,8 +36,8 @@ from supernets.derive import sliced_network
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared; a search of each takes about the same CPU time on CIFAR-10, of blind ones
-# less. Neither seeds nor images move a blind search's alpha: one on an eighth of the images, in as many steps, stands for all.
+# What differs between the searches that are compared; sizes were chosen for about the same time on CIFAR-10, but for blind ones.
+# Neither seeds nor images move a blind search's alpha: one on an eighth of the images, in as many steps, stands for all.
 SEARCHED, BLIND, SEPARATE, TWO_SAMPLED = "searched", "blind", "separate weights", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
@@ -114,7 +114,10 @@ class Contender:
 
 
 def fewer_images(config: SearchConfig) -> dict[str, int]:
-    """Settings of a search in as many steps on a `PART` of the images; none where that cannot be divided."""
+    """Settings of a search on a `PART` of the images and of every batch; none where one of these cannot be divided.
+
+    It has as many steps where `PART` divides the images of each class in both of their shares, too.
+    """
     sizes = {"images": config.images, "batch_size": config.batch_size, "alpha_batch_size": config.alpha_batch_size}
     parts = {name: size // PART for name, size in sizes.items() if size is not None and size % PART == 0}
     return parts if len(parts) == len(sizes) and min(parts.values()) >= 2 else {}
