@@ -36,7 +36,7 @@ from supernets.derive import sliced_network
 from supernets.supergraph import Supergraph
 
 RECALIBRATION_IMAGES, RECALIBRATION_BATCH = 2048, 128
-# What differs between the searches that are compared; sizes were chosen for about the same time on CIFAR-10, but for blind ones.
+# What differs between the searches that are compared; all but blind ones were meant to take about as long on CIFAR-10.
 # Neither seeds nor images move a blind search's alpha: one on an eighth of the images, in as many steps, stands for all.
 SEARCHED, BLIND, SEPARATE, TWO_SAMPLED = "searched", "blind", "separate weights", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
