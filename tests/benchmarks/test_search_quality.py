@@ -18,7 +18,6 @@ from benchmarks.search_quality_pieces import (
     PART,
     SEARCHED,
     SEARCHES,
-    SEPARATE,
     TWO_SAMPLED,
     Case,
     fewer_images,
@@ -112,7 +111,7 @@ def test_images_of_a_blind_search_are_all_where_parts_do_not_fit() -> None:
     case = CASES["cifar10"]
     assert case.settings(BLIND) == {"alpha_loss": False, "images": 1500, "batch_size": 8, "alpha_batch_size": 4}
     assert case.settings(SEARCHED) == {}
-    assert case.kinds("4M") == [SEARCHED, BLIND, SEPARATE, TWO_SAMPLED] and case.kinds("8M") == [SEARCHED, BLIND]
+    assert case.kinds("4M") == [SEARCHED, BLIND, TWO_SAMPLED] and case.kinds("8M") == [SEARCHED, BLIND]
 
 
 def line(kind: str, *found: float) -> dict[str, object]:
@@ -144,7 +143,7 @@ def test_summary_of_a_budget() -> None:
 def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None:
     """Only the ledger is needed: with another work folder nothing is done twice, and the tables are the same."""
     case = Case(
-        data="digits", space=str(TINY), budgets=("0.03M",), beside={TWO_SAMPLED: ("0.03M",), SEPARATE: ("1M",)},
+        data="digits", space=str(TINY), budgets=("0.03M",), beside={TWO_SAMPLED: ("0.03M",)},
         recipe="digits", epochs=1, images=40,
         search={"epochs": 1, "images": 40, "batch_size": 16, "alpha_batch_size": 8},
     )  # fmt: skip
@@ -159,7 +158,7 @@ def test_a_study_goes_on_where_it_was_on_another_machine(tmp_path: Path) -> None
     assert study("first").run()
     networks, summary, rankings = study("first").tables()
     kinds = {line["kind"] for line in networks}
-    assert kinds >= {"searched", "two sampled", "blind", RANDOM} and SEPARATE not in kinds
+    assert kinds >= {"searched", "two sampled", "blind", RANDOM}
     assert {line["seeds"] for line in networks} == {"[0, 1]"}
     assert [line["name"] for line in networks if line["kind"] == "searched"] == [f"searched-0.03M-{i}" for i in (0, 1)]
     assert sum(line["kind"] == "blind" for line in networks) == 1  # one search for all seeds
