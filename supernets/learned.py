@@ -12,6 +12,7 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost
 from search_spaces.errors import UserError, first_line
 from search_spaces.limits import format_quantity
+from search_spaces.options import option_text
 from search_spaces.sampling import extreme_cost
 from search_spaces.serialisation import from_plain, require, to_plain
 from search_spaces.variables import Rows
@@ -185,6 +186,10 @@ class Learned:
             cost=cost,
             argmax_cost=Cost(*(int(entry[0]) for entry in tables.cost(argmax))),
             repaired=repaired,
+            choices={
+                variable.name: option_text(variable.options[index])
+                for variable, index in zip(self.space.variables, row, strict=True)
+            },
         )
 
     def checkpoint(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from search_spaces.options import option_text
 from search_spaces.serialisation import write_text_atomic
 from search_spaces.space import SearchSpace
 from supernets.config import SearchConfig
@@ -78,11 +79,7 @@ def write_alpha(folder: Path, space: SearchSpace, history: Sequence[Tensor]) -> 
         space: whose variables name the columns.
         history: logits `(sum of options,)` at the end of each epoch so far, on the CPU; at least one.
     """
-    names = [
-        f"{variable.name}={getattr(option, 'name', option)}"
-        for variable in space.variables
-        for option in variable.options
-    ]
+    names = [f"{variable.name}={option_text(option)}" for variable in space.variables for option in variable.options]
     table = np.stack([alpha.numpy() for alpha in history])
     lines = [",".join(["epoch", *names])]
     lines += [",".join([str(epoch), *(repr(float(x)) for x in row)]) for epoch, row in enumerate(table)]

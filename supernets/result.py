@@ -1,5 +1,6 @@
 """What a search found, and its files in the run folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,14 @@ class SearchResult:
         cost: its exact cost.
         argmax_cost: exact cost of the argmax network, before any repair.
         repaired: whether a repair was needed to meet the budget.
+        choices: option that was taken, by variable, both as `alpha.csv` calls them.
     """
 
     architecture: Architecture
     cost: Cost
     argmax_cost: Cost
     repaired: bool
+    choices: Mapping[str, str]
 
 
 def write_result(run: RunFolder, result: SearchResult, budget: Budget) -> None:
@@ -40,6 +43,7 @@ def write_result(run: RunFolder, result: SearchResult, budget: Budget) -> None:
         "cost": result.cost._asdict(),
         "argmax_cost": result.argmax_cost._asdict(),
         "repaired": result.repaired,
+        "choices": dict(result.choices),
     }
     write_json(run.path / RESULT, stored)
 
@@ -56,7 +60,10 @@ def read_result(folder: Path) -> SearchResult:
             Cost(**{key: int(value) for key, value in stored[name].items()}) for name in ("cost", "argmax_cost")
         )
         repaired = bool(stored["repaired"])
+        choices = {name: str(option) for name, option in stored.get("choices", {}).items()}  # not in the first runs
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / RESULT} is damaged: {first_line(error)}") from error
     architecture = Architecture.load(folder / ARCHITECTURE)
-    return SearchResult(architecture=architecture, cost=cost, argmax_cost=argmax_cost, repaired=repaired)
+    return SearchResult(
+        architecture=architecture, cost=cost, argmax_cost=argmax_cost, repaired=repaired, choices=choices
+    )

@@ -33,17 +33,19 @@ class VariableHistory:
         options: their names.
         epochs: `(n,)` that are shown, counted from 0.
         weights: `(n, n_options)`, softmax of alpha; every row sums to 1.
+        taken: index of the option that the network found has; None while there is none.
     """
 
     name: str
     options: tuple[str, ...]
     epochs: tuple[int, ...]
     weights: npt.NDArray[np.float64]
+    taken: int | None = None
 
     @property
-    def likeliest(self) -> int:
-        """Index of the option with the largest weight at the last epoch."""
-        return int(self.weights[-1].argmax())
+    def marked(self) -> int:
+        """Index of the option that is taken, else of the one with the largest weight at the last epoch."""
+        return int(self.weights[-1].argmax()) if self.taken is None else self.taken
 
 
 def softmax(alpha: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -52,8 +54,15 @@ def softmax(alpha: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def histories(alpha: Mapping[str, Sequence[float]]) -> list[VariableHistory]:
-    """The variables of `alpha.csv`, whose columns are called ``variable=option``, in its order."""
+def histories(
+    alpha: Mapping[str, Sequence[float]], choices: Mapping[str, object] | None = None
+) -> list[VariableHistory]:
+    """The variables of `alpha.csv`, whose columns are called ``variable=option``, in its order.
+
+    Args:
+        alpha: its columns.
+        choices: option taken, by variable, of a search that has ended.
+    """
     options: dict[str, list[str]] = {}
     for column in alpha:
         variable, sign, option = column.partition("=")
@@ -66,8 +75,12 @@ def histories(alpha: Mapping[str, Sequence[float]]) -> list[VariableHistory]:
         logits = np.array([alpha[f"{variable}={name}"] for name in names], dtype=np.float64).T
         if len(logits) and bool(np.isfinite(logits).all()):
             weights = softmax(logits[shown])
+            chosen = (choices or {}).get(variable)
+            taken = names.index(chosen) if isinstance(chosen, str) and chosen in names else None
             found.append(
-                VariableHistory(name=variable, options=tuple(names), epochs=tuple(epochs[shown]), weights=weights)
+                VariableHistory(
+                    name=variable, options=tuple(names), epochs=tuple(epochs[shown]), weights=weights, taken=taken
+                )
             )
     return found
 
@@ -87,7 +100,7 @@ def heat_map(
     columns = max(1, min(columns, len(variables)))
     most = max(sum(heights) / columns, *heights)
     above = 30.0 if explained else 0.0
-    drawn = _explanation() if explained else []
+    drawn = _explanation(marks(variables)) if explained else []
     column, top, bottom = 0, above, 0.0
     for variable, height in zip(variables, heights, strict=True):
         if top > above and top - above + height / 2 > most and column < columns - 1:
@@ -95,20 +108,26 @@ def heat_map(
         drawn += _map(variable, 12 + column * (LABELS + MAP + 24), top)
         top += height
         bottom = max(bottom, top)
-    ends = [f"{variable.name}: {variable.options[variable.likeliest]}" for variable in variables]
+    ends = [f"{variable.name}: {variable.options[variable.marked]}" for variable in variables]
     return Figure(
         width=(column + 1) * (LABELS + MAP + 24), height=bottom, drawn=tuple(drawn), title=title,
-        description=f"Likeliest option at the last epoch: {'; '.join(ends)}.",
+        description=f"In bold {marks(variables)}: {'; '.join(ends)}.",
     )  # fmt: skip
 
 
-def _explanation() -> list[str]:
+def marks(variables: Sequence[VariableHistory]) -> str:
+    """What the marked options are, in words."""
+    ended = all(variable.taken is not None for variable in variables)
+    return "the option of the network found" if ended else "the likeliest option at the last epoch"
+
+
+def _explanation(marked: str) -> list[str]:
     drawn = [words(12, 19, 11, "start", "softmax(alpha): 0", faint=True)]
     for index in range(11):
         cell = f'x="{118 + 10 * index}" y="10" width="10" height="11"'
         drawn.append(f'<rect {cell} fill="{HEAT}" fill-opacity="{index / 10:g}"/>')
     drawn.append(f'<rect class="frame" x="118" y="10" width="110" height="11" fill="none" stroke="{FRAME}"/>')
-    return [*drawn, words(234, 19, 11, "start", "1; in bold the likeliest option at the last epoch", faint=True)]
+    return [*drawn, words(234, 19, 11, "start", f"1; in bold {marked}", faint=True)]
 
 
 def _map(variable: VariableHistory, left: float, top: float) -> list[str]:
@@ -117,7 +136,7 @@ def _map(variable: VariableHistory, left: float, top: float) -> list[str]:
     wide, high = MAP / len(variable.epochs), CELL * len(variable.options)
     drawn = [words(left, top + 14, 11, "start", shortened(printable(variable.name), 42), bold=True)]
     for index, option in enumerate(variable.options):
-        chosen = index == variable.likeliest
+        chosen = index == variable.marked
         shown = shortened(printable(option), 15)
         while text_width(shown, 9.5) > LABELS - 6:
             shown = shortened(shown, len(shown) - 1)

@@ -44,7 +44,7 @@ def draw_run(path: str | Path) -> list[Path]:
         figures[CURVES] = chart(shown, title, "; ".join(panel.title for panel in shown), columns=3)
     if run.architecture is not None:
         figures[NETWORK] = architecture_picture(run.architecture, resolution=run.resolution)
-    if variables := histories(run.alpha):
+    if variables := histories(run.alpha, run.choices):
         figures[HEAT_MAP] = heat_map(variables, f"Alpha of {run.name} over time")
     files = {run.path / name: figure.file() for name, figure in figures.items()}
     for file, text in files.items():

@@ -21,7 +21,7 @@ from nas.reporting.facts import (
     result_rows,
     round_table,
 )
-from nas.reporting.heatmap import heat_map, histories
+from nas.reporting.heatmap import heat_map, histories, marks
 from nas.reporting.runs import Run
 from nas.reporting.style import STYLE
 from nas.reporting.svg import Figure, printable
@@ -149,14 +149,14 @@ def _charts(title: str, shown: Sequence[Panel], level: int) -> list[str]:
 
 def _alpha(run: Run, level: int) -> list[str]:
     """A figure a variable."""
-    variables = histories(run.alpha)
+    variables = histories(run.alpha, run.choices)
     if not variables:
         return []
     figures = "".join(
         _figure(heat_map([variable], f"alpha of {variable.name}", explained=False)) for variable in variables
     )
-    words = "softmax(alpha) of every variable by epoch: the fuller the colour, the likelier the option; in bold the likeliest"
-    return [_heading("Alpha", level), f"<p>{words} at the last epoch.</p>", f'<div class="maps">{figures}</div>']
+    words = "softmax(alpha) of every variable by epoch: the fuller the colour, the likelier the option; in bold"
+    return [_heading("Alpha", level), f"<p>{words} {marks(variables)}.</p>", f'<div class="maps">{figures}</div>']
 
 
 def _commands(run: Run, level: int) -> list[str]:

@@ -97,6 +97,17 @@ class Run:
             return given
         return None if self.architecture is None else self.architecture.resolution
 
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Option taken, by variable, of a search that has ended.
+
+        Raises:
+            UserError: something else stands there.
+        """
+        found = self.result.get("choices", {})
+        require(isinstance(found, Mapping), f"{self.path / RESULT} is damaged: choices must be a mapping")
+        return dict(found)
+
     def number(self, *keys: str) -> float:
         """A number of the result, NaN where it is not there.
 

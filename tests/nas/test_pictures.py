@@ -10,7 +10,7 @@ import pytest
 
 from nas.reporting.architecture_picture import KERNELS, architecture_picture, drawn_blocks
 from nas.reporting.charts import Line, Panel, chart
-from nas.reporting.heatmap import CELL, LEVELS, MOST_COLUMNS, heat_cells, heat_map, histories, softmax
+from nas.reporting.heatmap import CELL, LEVELS, MOST_COLUMNS, heat_cells, heat_map, histories, marks, softmax
 from nas.reporting.svg import DARK, Figure, printable, shortened, text_width
 from search_spaces import zoo
 from search_spaces.architecture import Architecture, Block
@@ -157,11 +157,17 @@ def test_histories_by_hand() -> None:
         "broken=1": (0.0, math.nan),
     }
     block, resolution = histories(alpha)
-    assert (block.name, block.options, block.epochs, block.likeliest) == ("layer1.block", ("ir_k3", "skip"), (0, 1), 1)
+    assert (block.name, block.options, block.epochs, block.marked) == ("layer1.block", ("ir_k3", "skip"), (0, 1), 1)
     np.testing.assert_allclose(block.weights, [[0.5, 0.5], [0.25, 0.75]])
     np.testing.assert_allclose(resolution.weights, [[0.2, 0.3, 0.5], [0.5, 0.2, 0.3]])
-    assert resolution.likeliest == 0
+    assert resolution.marked == 0 and marks([block, resolution]) == "the likeliest option at the last epoch"
     assert histories({}) == []
+    block, resolution = histories(alpha, {"layer1.block": "ir_k3", "resolution": "16"})
+    assert (block.marked, resolution.marked) == (0, 2) and marks(
+        [block, resolution]
+    ) == "the option of the network found"
+    (_, unknown) = histories(alpha, {"layer1.block": "ir_k3", "resolution": "20"})
+    assert unknown.marked == 0 and marks([block, unknown]) == "the likeliest option at the last epoch"
 
 
 def shades(

@@ -315,6 +315,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
         ("result.json", b"[1]", "mapping"),
         ("result.json", b'{"cost": {"flops": "many"}}', "cost.flops must be a number, got 'many'"),
         ("config.json", b'{"config": {"a":' + b"[" * 600 + b"]" * 600 + b"}}", "nested too deeply"),
+        ("result.json", b'{"choices": ["ir_k3"]}', "choices must be a mapping"),
         ("result.json", b"\xff", "not valid JSON"),
         ("architecture.json", b'{"schema": 9}', "schema"),
         ("trials.db", b"no database", "no table of candidates"),

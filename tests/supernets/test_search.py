@@ -19,6 +19,7 @@ from recipes.tensor_source import TensorSource
 from search_spaces.cost import cost
 from search_spaces.errors import Stopped, UserError
 from search_spaces.limits import Limit
+from search_spaces.options import option_index
 from search_spaces.tables import SpaceTables
 from supernets.budget import Budget
 from supernets.config import SearchConfig, preset
@@ -78,6 +79,13 @@ def test_result_is_inside_the_budget_and_costs_what_it_says() -> None:
 
     row = row_of(three_layers(), result.architecture)
     assert int(tables.cost(row).flops[0]) == result.cost.flops
+
+
+def test_choices_are_those_of_the_network() -> None:
+    space, result = three_layers(), run(config())
+    options = [option_index(result.choices[variable.name], variable.options) for variable in space.variables]
+    assert list(result.choices) == [variable.name for variable in space.variables]
+    assert space.decode(np.array(options)).blocks == result.architecture.blocks
 
 
 def test_higher_cost_weight_gives_fewer_flops() -> None:
