@@ -38,7 +38,7 @@ class Workers:
     Attributes:
         count: how many.
         cpus: cores of each.
-        gpus: GPUs of each, also a part of one; with 0 the search runs on CPUs.
+        gpus: GPUs of each, of one alone also a part; with 0 the search runs on CPUs.
         address: of a Ray cluster; None: this machine alone.
         retries: how often all of them are started again after one was lost.
     """
@@ -53,6 +53,8 @@ class Workers:
         require(self.count >= 1, f"workers must be at least 1, got {self.count}")
         require(self.cpus > 0, f"cpus of a worker must be > 0, got {self.cpus}")
         require(self.gpus >= 0, f"gpus of a worker must be >= 0, got {self.gpus}")
+        several = self.count > 1 and 0 < self.gpus < 1
+        require(not several, f"{self.count} workers cannot share GPUs: give each 0, 1 or more, not {self.gpus:g}")
         require(self.retries >= 0, f"retries must be >= 0, got {self.retries}")
 
     @property
@@ -71,6 +73,7 @@ def ray_search(
     on_epoch: OnEpoch | None = None,
     command: Sequence[str] = (),
     checkpoint_minutes: float = 10.0,
+    threads: int | None = None,
     **arguments: Any,
 ) -> SearchResult:
     """`nas.search` by several workers of Ray.
@@ -84,23 +87,26 @@ def ray_search(
         on_epoch: called in this process with a row of metrics.csv as it appears.
         command: recorded in the run folder.
         checkpoint_minutes: between checkpoints at most.
+        threads: CPU threads of each worker; default: as many as it has cores.
         **arguments: others of `nas.search`: ``flops``, ``params``, ``config``, ``classes``, ``data_dir`` and single settings.
 
     Raises:
         UserError: anything wrong with the input, a Ray that does not answer or has too little, or what a worker says.
-        Stopped: workers were lost more often than ``retries``; the search goes on with ``resume``.
+        Stopped: workers were lost more often than ``retries``, or a SIGTERM came; the search goes on with ``resume``.
     """
     given = {"flops": None, "params": None, "config": None, "classes": None, "data_dir": None, **arguments}
     prepared = prepare(space, data, device=workers.device, **given)
+    threads = max(1, int(workers.cpus)) if threads is None else threads
     folder = Path(out).absolute()  # all paths are absolute: workers have a working directory of their own
     data_dir = str(resolve_data_dir(given["data_dir"]).absolute())
     task = {
         **given, "space": _anywhere(space), "data": prepared.dataset.name, "data_dir": data_dir, "out": str(folder),
-        "device": workers.device, "checkpoint_minutes": checkpoint_minutes, "threads": torch.get_num_threads(),
+        "device": workers.device, "checkpoint_minutes": checkpoint_minutes, "threads": threads,
     }  # fmt: skip
     with Cluster(workers.address):
         _require_resources(workers)
-        with RunFolder(folder, prepared.recorded, seed=prepared.config.seed, command=command, resume=resume):
+        recorded = {**prepared.recorded, "threads": threads}
+        with RunFolder(folder, recorded, seed=prepared.config.seed, command=command, resume=resume):
             pass  # what is wrong with it is said here; from now on the first worker has its lock
         with _following(folder / METRICS, on_epoch):
             _train(task, workers, folder)
@@ -134,7 +140,7 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
 
     Raises:
         UserError: what a worker says.
-        Stopped: workers were lost.
+        Stopped: workers were lost, or a SIGTERM came.
     """
     from ray import train
     from ray.exceptions import RayActorError
@@ -157,6 +163,8 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
         try:
             trainer.fit()
             return
+        except SystemExit as error:  # Ray's own handler of SIGTERM
+            raise Stopped("stopped by a SIGTERM") from error
         except train.ControllerError as error:
             # Ray starts anew whatever dies at work, but gives up when a worker dies while the others still start.
             if not left or not isinstance(error.controller_failure, RayActorError):

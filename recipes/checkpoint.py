@@ -27,7 +27,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], *, keep_previous: b
         UserError: the disk is full or the folder cannot be written to; the file before is kept.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    previous = previous_checkpoint(path)
+    temporary, link = (file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (path, previous))
     buffer = io.BytesIO()  # torch turns a full disk into an unspecific RuntimeError if it writes itself
     torch.save(state, buffer)
     try:
@@ -36,13 +37,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], *, keep_previous: b
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():  # at no moment is there no whole file called path
-            previous = previous_checkpoint(path)
-            link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-            os.link(path, link)
+            try:
+                os.link(path, link)
+            except OSError:  # some shared disks know no links
+                shutil.copyfile(path, link)
             link.replace(previous)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        for leftover in (temporary, link):
+            leftover.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; the checkpoint before it is kept") from error
 
 
@@ -71,20 +74,21 @@ def load_latest_checkpoint(path: Path) -> dict[str, Any]:
         return state
 
 
-def require_room(folder: Path, size: int) -> None:
+def require_room(path: Path, size: int) -> None:
     """Refuse to start what could not be saved.
 
     Args:
-        folder: where checkpoints go.
+        path: of the checkpoint; it and the one before may be there already.
         size: bytes of one.
 
     Raises:
         UserError: less room on the disk than three of them take: the last two and the one being written.
     """
-    free = shutil.disk_usage(folder).free
-    if free < 3 * size:
+    there = sum(file.stat().st_size for file in (path, previous_checkpoint(path)) if file.is_file())
+    free, needed = shutil.disk_usage(path.parent).free, 3 * size - there
+    if free < needed:
         raise UserError(
-            f"checkpoints of {size / 1e6:.0f} MB need {3 * size / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free"
+            f"checkpoints of {size / 1e6:.0f} MB need {needed / 1e6:.0f} MB in {path.parent}, {free / 1e6:.0f} MB are free"
         )
 
 

@@ -26,6 +26,17 @@ class SharedError(UserError):
     """An error that every process meets alike, so that one need speak of it."""
 
 
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """For what all processes do alike with the same input: its errors are those of all."""
+    try:
+        yield
+    except SharedError:
+        raise
+    except UserError as error:
+        raise SharedError(str(error)) from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
     """Which process this is, and of how many."""
@@ -80,10 +91,21 @@ def joined() -> Ranks:
 
 
 def own_device(device: torch.device, place: Ranks) -> torch.device:
-    """The device of this process: CUDA devices are dealt out by local rank, unless one is named."""
-    if device.type == "cuda" and device.index is None and place.world > 1:
-        return torch.device("cuda", place.local_rank)
-    return device
+    """The device of this process: CUDA devices are dealt out by local rank.
+
+    Raises:
+        UserError: several processes of a machine on one CUDA device: they have fewer than processes, or one is named.
+    """
+    if device.type != "cuda" or place.world == 1:
+        return device
+    if place.local_world > 1:
+        require(device.index is None, f"{place.local_world} processes cannot share device {device}; use cuda")
+        there = torch.cuda.device_count()
+        require(
+            place.local_world <= there,
+            f"{place.local_world} processes need a CUDA device each, torch sees {there} here",
+        )
+    return torch.device("cuda", place.local_rank) if device.index is None else device
 
 
 @contextmanager
@@ -92,10 +114,11 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
 
     A group that is up already, as Ray Train's is, is used and left as it is.
 
-    An error of the input that this process alone meets gets a note that says which process it was.
+    An error of the input that this process alone meets gets a note that says which process it was. With NCCL the group is then
+    left to the end of the process: to take it down needs the others, which wait for this one.
 
     Raises:
-        UserError: the others cannot be reached.
+        UserError: the others cannot be reached, or not every machine has as many processes.
         Stopped: another process has ended.
     """
     if place.world == 1:
@@ -110,27 +133,48 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
             _join(backend, place)
     except (RuntimeError, ValueError) as error:  # torch's own errors of the rendezvous are RuntimeErrors
         raise UserError(f"the {place.world} processes cannot reach each other: {error}") from error
+    together = False  # whether all processes leave here
     try:
+        _require_even(place)
         yield
+        together = True
+    except (SharedError, Stopped):
+        together = True
+        raise
     except UserError as error:
-        if not isinstance(error, SharedError):
-            error.add_note(f"in process {place.rank}")
+        error.add_note(f"in process {place.rank}")
         raise
     except RuntimeError as error:
         if not _is_lost(error):
             raise
         raise Stopped(f"process {place.rank} has lost the others: {first_line(error)}") from error
     finally:
-        if own:
+        if own and (together or backend == "gloo"):
             dist.destroy_process_group()
 
 
 def _join(backend: str, place: Ranks) -> None:
     """Start the process group that the environment describes."""
     store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))  # type: ignore[attr-defined]
-    # What the processes of an attempt that died have left in the store would be taken for the present ones'.
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    # What an attempt that died, or the group of a search before, has left in the store would be taken for the present one's.
+    attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    group = store.add(f"{attempt}, groups of process {rank}", 1)
+    store = dist.PrefixStore(f"{attempt}, group {group}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _require_even(place: Ranks) -> None:
+    """Refuse machines with different numbers of processes: each would take another number of machines for granted.
+
+    Raises:
+        SharedError: there are some.
+    """
+    found = [0] * place.world
+    dist.all_gather_object(found, place.local_world)
+    if len(set(found)) > 1:
+        raise SharedError(
+            f"every machine needs the same number of processes, got {min(found)} on one and {max(found)} on another"
+        )
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -5,6 +5,7 @@ import copy
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class FolderSource:
             batch_sampler=[self._indices[chunk].tolist() for chunk in chunks],
             num_workers=self._workers,
             collate_fn=_stack,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_obey_parent_alone,
             generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
         )
 
@@ -164,14 +165,26 @@ def _stack(samples: list[Tensor | str]) -> Tensor | str:
     return torch.stack(images)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; a worker leaves when the loader of the main process ends it."""
+def _obey_parent_alone(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers too; they stay until the main process, which saves first, ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def _surviving(loader: "DataLoader[Tensor | str]") -> Iterator[Tensor | str]:
     try:
-        yield from loader
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            batches = iter(loader)  # starts the processes, which are born with it blocked
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from batches
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

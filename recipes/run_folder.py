@@ -21,6 +21,17 @@ logger = logging.getLogger(__name__)
 CONFIG, ARCHITECTURE, RECIPE = "config.json", "architecture.json", "recipe.json"
 METRICS, CHECKPOINT, LOCK = "metrics.csv", "checkpoint.pt", ".lock"
 
+_locks: set[int] = set()  # descriptors that this process holds a lock with
+
+
+def _forget_locks() -> None:
+    """A forked process must not hold the lock of one that is killed: processes that read images live seconds longer."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
 
 class _Absent:
     """Stands for a missing key in a comparison."""
@@ -188,6 +199,7 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
             raise UserError(f"{self.path} is in use by another process")
+        _locks.add(self._lock)
 
     def _continue_run(self) -> None:
         if not self.resume:
@@ -214,7 +226,10 @@ class RunFolder:
             if undo and self._fresh and {entry.name for entry in self.path.iterdir()} <= inputs:
                 for name in inputs:
                     (self.path / name).unlink(missing_ok=True)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing alone would leave it to forked workers
+            _locks.discard(self._lock)
+            fcntl.flock(
+                self._lock, fcntl.LOCK_UN
+            )  # closing alone would leave it to processes that a library has forked
             os.close(self._lock)
             self._lock = None
         if undo:

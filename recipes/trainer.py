@@ -393,7 +393,7 @@ def checked_device(device: torch.device | str) -> torch.device:
     """The device, if there is one.
 
     Raises:
-        UserError: an unknown name, or CUDA where torch sees none.
+        UserError: an unknown name, or CUDA where torch sees none, or not so many.
     """
     try:
         device = torch.device(device)
@@ -402,6 +402,9 @@ def checked_device(device: torch.device | str) -> torch.device:
     require(
         device.type != "cuda" or torch.cuda.is_available(), f"device {device}: torch sees no CUDA device here; use cpu"
     )
+    if device.type == "cuda" and device.index is not None:
+        there = torch.cuda.device_count()
+        require(device.index < there, f"device {device}: torch sees {there} CUDA devices here, the first is cuda:0")
     return device
 
 

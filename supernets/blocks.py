@@ -127,7 +127,7 @@ class MixedLayer(nn.Module):
         for index in active:
             inside = expanded[self.block_types[index].activation]
             z = residuals[index].hidden(inside, weights.mid_mask, weights.squeeze_mask)
-            total = z * parts[index] if total is None else torch.addcmul(total, z, parts[index])
+            total = z * parts[index] if total is None else torch.addcmul(total, z, parts[index].to(z.dtype))
         assert total is not None
         return first.projected(total, share * out_mask)
 
@@ -142,7 +142,7 @@ def _expanded(
     affine = branch.mask_position == "affine"
     y = masked_norm(conv(x), norm, mid_mask if affine else torch.ones_like(mid_mask))
     maps = {kind: ACTIVATIONS[kind]()(y) for kind in dict.fromkeys(kinds)}
-    return maps if affine else {kind: found * mid_mask[:, None, None] for kind, found in maps.items()}
+    return maps if affine else {kind: found * mid_mask.to(found.dtype)[:, None, None] for kind, found in maps.items()}
 
 
 def _add_channels(y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _add_channels(y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     if x.shape[1] > channels:
         x = x[:, :channels]
     if y.shape[1] == channels:
-        return y.addcmul(x, factor.view(1, 1, 1, 1))
+        return y.addcmul(x.to(y.dtype), factor.to(y.dtype).view(1, 1, 1, 1))
     return y + F.pad(factor * x, (0, 0, 0, 0, 0, y.shape[1] - channels))
 
 

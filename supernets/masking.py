@@ -94,11 +94,13 @@ def normalise(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> 
 def synchronised_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> Tensor:
     """`normalise` with mean and variance over the images of all processes, on any device.
 
-    Mean and variance are two sums over all processes; gradients go through them, as if one process had all images.
+    Mean and variance are two sums over all processes; gradients go through them, as if one process had all images. They are
+    float32 where x has fewer digits, which could not even count the pixels; the result is as x.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-    count = differentiable_sum(torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device))
-    mean = differentiable_sum(x.sum((0, 2, 3))) / count
+    exact = torch.promote_types(x.dtype, torch.float32)
+    count = differentiable_sum(torch.tensor([x.numel() / x.shape[1]], dtype=exact, device=x.device))
+    mean = differentiable_sum(x.sum((0, 2, 3), dtype=exact)) / count
     centred = x - mean[:, None, None]
     var = differentiable_sum((centred**2).sum((0, 2, 3))) / count
     if norm.track_running_stats:
@@ -106,7 +108,7 @@ def synchronised_norm(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, bias: Ten
             norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
             norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), norm.momentum)
     scale = weight * torch.rsqrt(var + norm.eps)
-    return centred * scale[:, None, None] + bias[:, None, None]
+    return (centred * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
 
 
 def masked_norm_activation(
@@ -120,4 +122,5 @@ def masked_norm_activation(
     """
     if position == "affine":
         return activation(masked_norm(x, norm, mask))  # type: ignore[no-any-return]
-    return activation(normalise(x, norm, norm.weight, norm.bias)) * mask[:, None, None]  # type: ignore[no-any-return]
+    y: Tensor = activation(normalise(x, norm, norm.weight, norm.bias))
+    return y * mask.to(y.dtype)[:, None, None]

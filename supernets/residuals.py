@@ -108,25 +108,30 @@ class SharedResidual(MaskedInvertedResidual):
             mid_mask: `(C_mid,)`.
             squeeze_mask: `(C_squeeze,)`.
         """
-        hswish = parts @ self.hswish
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # products of a few numbers, which alpha's gradient goes through
+            hswish = parts @ self.hswish
+            kernel_mask = torch.einsum("t,tij->ij", parts, self.kernel_masks)
+            squeeze = parts @ self.squeeze
         if self.pw is not None:
             conv, norm = conv_and_norm(self.pw)
             x = self._activated(conv(x), norm, mid_mask, hswish)
         conv, norm = conv_and_norm(self.dw)
-        kernel = conv.weight * torch.einsum("t,tij->ij", parts, self.kernel_masks)
-        x = F.conv2d(x, kernel, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        x = F.conv2d(x, conv.weight * kernel_mask, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         x = self._activated(x, norm, mid_mask, hswish)
         if self.reduce is not None and self.expand is not None:
             squeezed = self._activation(self.reduce(F.adaptive_avg_pool2d(x, 1)), hswish)
             gate = F.hardsigmoid(self.expand(squeezed * squeeze_mask[:, None, None]))
-            x = x * torch.lerp(torch.ones_like(gate), gate, (parts @ self.squeeze).to(gate.dtype))
+            x = x * torch.lerp(torch.ones_like(gate), gate, squeeze.to(gate.dtype))
         return x
 
     def _activated(self, x: Tensor, norm: nn.BatchNorm2d, mask: Tensor, hswish: Tensor) -> Tensor:
         """Norm, mask and mixed activation, in the order that ``mask_position`` says."""
         if self.mask_position == "affine":
             return self._activation(masked_norm(x, norm, mask), hswish)
-        return self._activation(masked_norm(x, norm, torch.ones_like(mask)), hswish) * mask[:, None, None]
+        y = self._activation(masked_norm(x, norm, torch.ones_like(mask)), hswish)
+        return y * mask.to(y.dtype)[:, None, None]
 
     def _activation(self, x: Tensor, hswish: Tensor) -> Tensor:
         if not self.mixes_activations:

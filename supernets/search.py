@@ -6,10 +6,11 @@ All randomness is drawn from streams named by (seed, epoch, step), so a search t
 ends with the same bits as one that was not.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from recipes.distributed import (
     put_own_buffers,
     require_equal,
     share_gradients,
+    shared_errors,
     sum_over_ranks,
 )
 from recipes.interruption import Interruption
@@ -43,6 +45,8 @@ from supernets.masking import synchronise_norms
 from supernets.progress import Partial, SearchCallback, SearchState, write_alpha
 from supernets.result import SearchResult, write_result
 from supernets.supergraph import Supergraph
+
+logger = logging.getLogger(__name__)
 
 LANDING = 0.87  # share of the upper limit above which an argmax network is inside for good
 LANDING_RATE = 2.5  # factor on alpha's rate while the argmax network is outside in the last part of a search
@@ -135,15 +139,15 @@ class Searching:
             share = config.images / len(train)
             train = train.subset(split_indices(train.labels, share, numpy_rng(config.seed, "images"))[0])
         first, rest = split_indices(train.labels, config.weights_share, numpy_rng(config.seed, "split"))
-        require(min(len(first), len(rest)) >= 2, f"a search needs at least 10 images, got {len(train)}")
+        with shared_errors():
+            require(min(len(first), len(rest)) >= 2, f"a search needs at least 10 images, got {len(train)}")
         self.weights_source, self.alpha_source = train.subset(first), train.subset(rest)
         self.space, self.budget, self.config, self.device, self.place = space, budget, config, device, place
         needed = 2 * place.world  # a batch norm needs two images in each process
         for name in ("batch_size", "alpha_batch_size"):
             images = min(getattr(config, name) * place.nodes, len(rest if name == "alpha_batch_size" else first))
-            require(
-                images >= needed, f"{place.world} processes need {needed} images a step or more, {name} gives {images}"
-            )
+            with shared_errors():
+                require(images >= needed, f"{place.world} processes need {needed} images a step, {name} gives {images}")
         self.supergraph = Supergraph(
             space, num_classes, in_channels, seed=stream_seed(config.seed, "init"), mask_position=config.mask_position,
             counted_classes=counted_classes, share_pointwise=config.share_pointwise, share_blocks=config.share_blocks,
@@ -167,6 +171,7 @@ class Searching:
         self.state = SearchState(config=config, steps=self.weights_steps)
         self.interruption, self.stopping, self.due = Interruption(), False, False
         self.checkpoint_seconds, self.saved_at = math.inf, time.monotonic()
+        self.share = 1.0  # this process's images of a step, relative to as many for each
 
     def epoch(self, epoch: int, run: RunFolder | None, callbacks: Sequence[SearchCallback]) -> None:
         """One epoch, or what is left of it: weights, then alpha (after the warm-up), then log and checkpoint."""
@@ -204,6 +209,7 @@ class Searching:
         weights_phase = partial.phase == "weights"
         source = self.weights_source if weights_phase else self.alpha_source
         batch_size = (config.batch_size if weights_phase else config.alpha_batch_size) * self.place.nodes
+        images_a_step = min(batch_size, len(source))
         done = 0 if weights_phase else self.weights_steps
         batches = source.batches(
             batch_size,
@@ -227,6 +233,8 @@ class Searching:
             noise = gumbel_noise(len(self.supergraph.alpha), generator).to(self.device)
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
+            # The mean over processes weighs all alike, and one may have an image more than another.
+            self.share = len(labels) * self.place.world / images_a_step
             (self._weights_step if weights_phase else self._alpha_step)(images, labels, noise, progress)
             partial.steps += 1
             state.accuracy = 100 * partial.correct / partial.seen
@@ -275,7 +283,7 @@ class Searching:
         loss, logits = self._cross_entropy(images, labels, noise, self.parallel)
         self._count(loss, logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.share * loss)
         nn.utils.clip_grad_norm_(self.supergraph.network_parameters(), self.config.clip_grad_norm)
         optimizer.step()
 
@@ -301,7 +309,7 @@ class Searching:
         measured = math.exp((1 - decided) * math.log(self.state.expected) + decided * math.log(derived))
         learned.current_lambda = learned.cost_weight.update(measured, self.budget.target)
         learned.alpha_optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss + learned.current_lambda * expected / limit.high)
+        torch.autograd.backward(self.share * loss + learned.current_lambda * expected / limit.high)
         self.supergraph.alpha.grad = mean_over_ranks(_gradient(self.supergraph.alpha), self.place)
         decided_logits = {name: learned.logits(name).clone() for name in learned.committed}
         learned.alpha_optimizer.step()
@@ -344,17 +352,28 @@ class Searching:
             stored = load_latest_checkpoint(run.checkpoint)
         stored = from_main(stored, self.place)
         if stored is not None:
-            where = "the checkpoint" if run is None else str(run.checkpoint)
-            self.learned.restore(stored, where)
-            before, now = stored.get("machines"), self.place.nodes
-            require(
-                before == now,
-                f"{where} is of a search on {before} machines, now {now}: its batches and rates would change",
-            )
-            try:
-                put_own_buffers(self.supergraph, stored["buffers"], self.place)
-            except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
-                raise UserError(f"{where} does not fit this search: {first_line(error)}") from error
+            with shared_errors():
+                self._restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
         if run is not None:
             run.truncate_metrics(self.learned.epochs_done)
-            require_room(run.path, 2 * sum(t.numel() * t.element_size() for t in self.supergraph.state_dict().values()))
+            require_room(
+                run.checkpoint, 2 * sum(t.numel() * t.element_size() for t in self.supergraph.state_dict().values())
+            )
+
+    def _restore(self, stored: dict[str, Any], where: str) -> None:
+        """Go on from a checkpoint, with the running statistics that were this process's."""
+        self.learned.restore(stored, where)
+        before, now = stored.get("machines"), self.place.nodes
+        require(
+            before == now,
+            f"{where} is of a search on {before} machines, now {now}: its batches and rates would change",
+        )
+        try:
+            put_own_buffers(self.supergraph, stored["buffers"], self.place)
+            processes = len(stored["buffers"])
+        except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
+            raise UserError(f"{where} does not fit this search: {first_line(error)}") from error
+        if processes != self.place.world and self.place.main:
+            logger.warning(
+                "%s is of a search in %d processes, now %d: numbers will differ", where, processes, self.place.world
+            )

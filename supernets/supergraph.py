@@ -213,12 +213,16 @@ class Supergraph(nn.Module):
             [(level, g_resolution[list(level.resolutions)].sum()) for level in layer if active & set(level.resolutions)]
             for layer in self.levels
         ]
-        stem_mask = pick(weights, self.space.stem.width) @ self.get_buffer("stem_widths")
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # masks are few numbers, and alpha's gradient goes through them
+            stem_mask = pick(weights, self.space.stem.width) @ self.get_buffer("stem_widths")
+            given_layers = self.layer_weights(weights)
+            head_mask = pick(weights, self.space.slots[-1].width) @ self.get_buffer("head_widths")
         full = [layer[-1].side_out for layer in self.levels]
         x = self._over_resolutions(self.stem, stem_mask, levels[0], images, full[0])
-        for index, (layer, given) in enumerate(zip(self.layers, self.layer_weights(weights), strict=True), start=1):
+        for index, (layer, given) in enumerate(zip(self.layers, given_layers, strict=True), start=1):
             x = self._over_resolutions(layer, given, levels[index], x, full[index])
-        head_mask = pick(weights, self.space.slots[-1].width) @ self.get_buffer("head_widths")
         pooled = [*self._at_resolutions(self.head, head_mask, levels[-1], x)]
         return self.classifier(torch.stack(pooled[::-1]).sum(0).flatten(1))  # type: ignore[no-any-return]
 

@@ -23,7 +23,7 @@ from nas.cli import (
     tree_regularisation,
     zoo,
 )
-from nas.cli.options import is_main_process
+from nas.cli.options import is_first_here, is_main_process
 from nas.process import tune_process
 
 INTERRUPTED = 130  # exit code of Ctrl-C
@@ -84,6 +84,8 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except Exception as error:
+        if _is_out_of_gpu_memory(error):
+            return _complain("out of GPU memory; try a smaller --batch-size, in a search --recompute", alone=True)
         if hasattr(error, "format_message"):  # a usage error of the option parser
             message = error.format_message() or "no command given; see nas --help"
             return _complain(f"{message}{_value_given(error, sys.argv[1:] if arguments is None else arguments)}")
@@ -91,6 +93,11 @@ def run(arguments: list[str] | None = None) -> int:
     if result == INTERRUPTED:  # the option parser has turned Ctrl-C into this
         return _interrupted()
     return result if isinstance(result, int) else 0
+
+
+def _is_out_of_gpu_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # not there: no GPU either
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _value_given(error: Exception, arguments: list[str]) -> str:
@@ -107,7 +114,7 @@ def _interrupted() -> int:
 
 
 def _complain(message: str, *, alone: bool = False) -> int:
-    """One line, of the first process only where all meet the same error."""
-    if alone or is_main_process():
+    """One line; where all processes meet the same error, of the first one of every machine."""
+    if alone or is_first_here():
         print(f"nas: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return 2

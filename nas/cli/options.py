@@ -39,6 +39,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_here() -> bool:
+    """Whether this process is the only one, or the first of those that `torchrun` started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def set_threads(threads: int | None) -> None:
     """Use so many CPU threads.
 

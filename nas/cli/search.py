@@ -122,7 +122,7 @@ def search_command(
                 address=ray_address,
                 retries=retries,
             )
-            result = ray_search(space, data, workers=placed, data_dir=data_dir, on_epoch=told, **given)
+            result = ray_search(space, data, workers=placed, data_dir=data_dir, on_epoch=told, threads=threads, **given)
         else:
             with ProgressBar(label, budget.quantity) if is_main_process() else nullcontext() as progress:
                 callbacks = [] if progress is None else [progress]

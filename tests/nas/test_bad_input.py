@@ -197,3 +197,25 @@ def test_a_space_of_constants_only(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads((tmp_path / "out" / "random0.json").read_text())["resolution"] == 8
     line = refusal(capsys, "spaces", "sample", str(path), "--n", "2", "--out", str(tmp_path / "two"))
     assert "one has only 1 different networks, 2 asked for" in line
+
+
+def test_a_gpu_that_is_too_small_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr("nas.searching.search", too_much)
+    line = refusal(capsys, "search", "--space", "digits", "--data", "digits", "--flops", "0.2M")
+    assert line == "nas: out of GPU memory; try a smaller --batch-size, in a search --recompute"
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_the_first_process_of_every_machine_says_what_is_wrong_there(
+    local_rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data may be missing on one of them."""
+    for name, value in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", local_rank), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert run(["search", "--space", "digits", "--data", "imagefolder:/nowhere", "--flops", "0.2M"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines

@@ -104,6 +104,18 @@ def test_workers_lost_while_they_start_are_started_anew(
     assert caught is None or isinstance(caught.value, UserError) == ("images" in str(raised))
 
 
+def test_a_sigterm_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(_: object) -> None:
+        sys.exit(signal.SIGTERM)  # as Ray's handler does
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        _train({}, Workers(count=2), tmp_path)
+
+
 def test_wrong_workers() -> None:
+    with pytest.raises(UserError, match=r"2 workers cannot share GPUs: give each 0, 1 or more, not 0\.5"):
+        Workers(count=2, gpus=0.5)
+    assert Workers(count=1, gpus=0.5).device == "cuda"
     with pytest.raises(UserError, match="retries"):
         Workers(count=2, retries=-1)

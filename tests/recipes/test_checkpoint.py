@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import re
@@ -105,9 +106,37 @@ def test_the_one_before_is_kept_and_read_where_the_last_is_damaged(
         load_latest_checkpoint(path)
 
 
+def test_disks_without_links_keep_the_one_before_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "checkpoint.pt"
+    for number in range(3):
+        save_checkpoint(path, {"number": number}, keep_previous=True)
+    assert load_checkpoint(path) == {"number": 2} and load_checkpoint(previous_checkpoint(path)) == {"number": 1}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint-previous.pt", "checkpoint.pt"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="No space left on device; the checkpoint before it is kept"):
+        save_checkpoint(path, {"number": 3}, keep_previous=True)
+    assert load_checkpoint(path) == {"number": 2}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint-previous.pt", "checkpoint.pt"]
+
+
 def test_a_disk_too_full_is_noticed_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_room(tmp_path, 1000)
+    path = tmp_path / "checkpoint.pt"
+    require_room(path, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
-    require_room(tmp_path, 1_600_000)
+    require_room(path, 1_600_000)
     with pytest.raises(UserError, match=r"checkpoints of 2 MB need 6 MB in .*, 5 MB are free"):
-        require_room(tmp_path, 2_000_000)
+        require_room(path, 2_000_000)
+    path.write_bytes(bytes(2_000_000))  # there already: two more are needed
+    require_room(path, 2_000_000)
+    previous_checkpoint(path).write_bytes(bytes(2_000_000))
+    require_room(path, 3_000_000)
+    with pytest.raises(UserError, match=r"checkpoints of 4 MB need 8 MB in .*, 5 MB are free"):
+        require_room(path, 4_000_000)

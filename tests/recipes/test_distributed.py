@@ -1,8 +1,10 @@
 """Two processes that train one model: the same as one, the same in both, the same after a restart."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 import two_processes
 
-from recipes.distributed import Ranks, own_device, ranks
-from search_spaces.errors import UserError
+from recipes import distributed
+from recipes.distributed import Ranks, SharedError, own_device, ranks
+from recipes.trainer import checked_device
+from search_spaces.errors import Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,12 +75,88 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
     place = ranks()
     assert (place.nodes, place.key(), place.main) == (2, (5,), False)
-    assert own_device(torch.device("cuda"), place) == torch.device("cuda", 1)
-    assert own_device(torch.device("cuda", 3), place) == torch.device("cuda", 3)
-    assert own_device(torch.device("cpu"), place) == torch.device("cpu")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="every machine needs the same number of processes"):
         ranks()
     monkeypatch.delenv("RANK")
     with pytest.raises(UserError, match="RANK must be a whole number, got ''; use torchrun"):
         ranks()
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cuda, place = torch.device("cuda"), Ranks(rank=5, world=8, local_rank=1, local_world=4)
+    assert own_device(cuda, place) == torch.device("cuda", 1)
+    assert own_device(torch.device("cpu"), place) == torch.device("cpu")
+    assert own_device(torch.device("cuda", 3), Ranks()) == torch.device("cuda", 3)
+    one_a_machine = Ranks(rank=1, world=2)
+    assert own_device(torch.device("cuda", 3), one_a_machine) == torch.device("cuda", 3)
+    with pytest.raises(UserError, match="4 processes cannot share device cuda:3; use cuda"):
+        own_device(torch.device("cuda", 3), place)
+    with pytest.raises(UserError, match="8 processes need a CUDA device each, torch sees 4 here"):
+        own_device(cuda, Ranks(world=8, local_world=8))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert checked_device("cuda:3") == torch.device("cuda", 3)
+    with pytest.raises(UserError, match="device cuda:4: torch sees 4 CUDA devices here"):
+        checked_device("cuda:4")
+
+
+UNEVEN = """
+import torch
+from recipes.distributed import SharedError, process_group, ranks
+try:
+    with process_group(torch.device("cpu"), ranks()):
+        print("joined")
+except SharedError as error:
+    print(error)
+"""
+
+
+def test_machines_with_different_numbers_of_processes_are_refused() -> None:
+    """As of machines with two, one and one: each has a number of machines in mind that is a whole one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEVEN], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env={
+                **os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
+                "RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(2 - rank),
+            },
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in started:
+        said, _ = process.communicate(timeout=120)
+        assert said == "every machine needs the same number of processes, got 1 on one and 2 on another\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "backend", "taken_down"),
+    [
+        (None, "nccl", True),
+        (SharedError("the loss is nan"), "nccl", True),
+        (Stopped("asked"), "nccl", True),
+        (UserError("disk full"), "nccl", False),
+        (torch.OutOfMemoryError(), "nccl", False),
+        (UserError("disk full"), "gloo", True),
+    ],
+)
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(
+    error: Exception | None, backend: str, taken_down: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To take a group of NCCL down needs all of them, and the others wait in a step for this one."""
+    calls: list[str] = []
+    monkeypatch.setattr(distributed, "_join", lambda *_: calls.append("join"))
+    monkeypatch.setattr(distributed, "_require_even", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("destroy"))
+    device = torch.device("cuda" if backend == "nccl" else "cpu")
+    with (
+        nullcontext() if error is None else pytest.raises(type(error)),
+        distributed.process_group(device, Ranks(world=2, local_world=2)),
+    ):
+        if error is not None:
+            raise error
+    assert calls == ["join", "destroy"] if taken_down else calls == ["join"]

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -100,6 +101,32 @@ def test_one_writer_at_a_time(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
+
+
+FORK = """
+import multiprocessing, os, sys, time
+from recipes.run_folder import RunFolder
+with RunFolder(sys.argv[1], {}, seed=0):
+    reading, writing = os.pipe()
+    child = multiprocessing.get_context("fork").Process(target=lambda: (os.write(writing, b"."), time.sleep(60)))
+    child.start()
+    os.read(reading, 1)  # it has begun
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_forked_process_does_not_keep_the_lock_of_a_killed_one(tmp_path):
+    """As processes that read images do for some seconds."""
+    done = subprocess.Popen([sys.executable, "-c", FORK, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    child = int(done.stdout.readline())
+    assert done.wait() == -signal.SIGKILL
+    try:
+        with RunFolder(tmp_path / "run", {}, seed=0, resume=True):
+            os.kill(child, 0)  # it still lives
+    finally:
+        os.kill(child, signal.SIGKILL)
+        done.stdout.close()
 
 
 def test_an_early_error_leaves_no_trace(tmp_path):

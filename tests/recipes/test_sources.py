@@ -2,7 +2,9 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +392,30 @@ def test_a_reading_process_that_dies_is_one_line(folder: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="try fewer workers") as caught:
         list(FolderSource(folder, workers=1).batches(3, resolution=8))
     assert "\n" not in str(caught.value)
+
+
+def test_reading_processes_stay_until_the_main_one_ends_them(tmp_path: Path) -> None:
+    """A scheduler sends SIGTERM to all processes of a job; the main one saves first, and may still need images for it."""
+    for index in range(24):
+        (tmp_path / f"{index % 2}").mkdir(exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), 10 * index, dtype=np.uint8)).save(tmp_path / f"{index % 2}" / f"{index}.png")
+    expected = [images for images, _ in FolderSource(tmp_path, workers=0).batches(2, resolution=8)]
+    batches = FolderSource(tmp_path, workers=2).batches(2, resolution=8)
+    found = [next(batches)[0]]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for sent in ("-TERM", "-INT"):  # from another process than their parent
+        subprocess.run(["kill", sent, *(str(worker.pid) for worker in workers)], check=True)
+    found += [images for images, _ in batches]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    again = FolderSource(tmp_path, workers=1).batches(2, resolution=8)
+    next(again)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == 0  # its parent's word counts
+    with suppress(UserError):  # it may have read all by then
+        list(again)
 
 
 def test_folders_without_images_are_refused(folder: Path, tmp_path: Path) -> None:

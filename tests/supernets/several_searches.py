@@ -105,6 +105,7 @@ def _in_double(source: TensorSource) -> TensorSource:
 
 
 MACHINES, OWN_NOISE = "a machine each, frozen, float64", "own noise, frozen, float64"
+UNEVEN = "an image more in one process, frozen, float64"
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "frozen, float64": (Frozen, torch.float64, None),
     "frozen, float32, one step": (Frozen, torch.float32, 1),
@@ -114,12 +115,18 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "shared blocks, frozen, float64": (Frozen, torch.float64, None),
     MACHINES: (Frozen, torch.float64, None),
     OWN_NOISE: (Frozen, torch.float64, None),
+    UNEVEN: (Frozen, torch.float64, None),
 }
 
 
 def sampling(name: str) -> dict[str, Any]:
     """What a variant changes in one process too."""
-    return {"sample": "two" if name.startswith("two") else "all", "share_blocks": name.startswith("shared blocks")}
+    odd = {"batch_size": 23, "alpha_batch_size": 11} if name == UNEVEN else {}
+    return {
+        "sample": "two" if name.startswith("two") else "all",
+        "share_blocks": name.startswith("shared blocks"),
+        **odd,
+    }
 
 
 def together(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import several_searches
 import torch
+from PIL import Image
 from several_searches import KILLS, OWN_NOISE, VARIANTS, sampling, whole_batch
 from torch import nn
 
+import nas
 from recipes.checkpoint import load_checkpoint
 from recipes.distributed import Ranks, SharedError, require_equal
 
@@ -180,3 +184,81 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_the_search(tmp_path:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("nas: ")]
     assert f"cannot use {out} as run folder" in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_budgets_are_searched_one_after_the_other(tmp_path: Path) -> None:
+    """Each search has a process group of its own, and nothing of the one before is taken for it."""
+    arguments = [
+        "--space",
+        "digits",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--images",
+        "60",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = torchrun("-m", "nas", "search", *arguments, "--flops", "0.2M,0.25M,0.3M", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").glob("*/result.json"))) == 3
+
+
+def test_what_all_processes_meet_is_said_once(tmp_path: Path) -> None:
+    arguments = [
+        "--space",
+        "digits",
+        "--data",
+        "digits",
+        "--flops",
+        "0.2M",
+        "--batch-size",
+        "3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = torchrun("-m", "nas", "search", *arguments, processes=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("nas: ")]
+    assert lines == ["nas: 2 processes need 4 images a step, batch_size gives 3"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_processes_goes_on_with_a_warning(
+    tmp_path: Path, undisturbed: Callable[[int], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(undisturbed(2), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    nas.search(
+        "digits",
+        "digits",
+        flops="0.2M",
+        epochs=3,
+        images=200,
+        out=tmp_path / "run",
+        resume=True,
+        checkpoint_minutes=0.001,
+    )
+    assert "in 2 processes, now 1: numbers will differ" in caplog.text
+
+
+def test_a_signal_to_all_processes_of_a_job_saves_too(tmp_path: Path) -> None:
+    """As schedulers send it: those that read images get it as well."""
+    for index in range(160):
+        folder = tmp_path / "photos" / ("val" if index < 16 else "train") / f"{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 20, 3), index, dtype=np.uint8)).save(folder / f"{index}.png")
+    out = tmp_path / "run"
+    asked = [
+        sys.executable, "-m", "nas", "search", "--space", "digits", "--data", f"imagefolder:{tmp_path / 'photos'}",
+        "--flops", "0.3M", "--epochs", "3", "--batch-size", "8", "--out", str(out), "--resume",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        asked, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while process.poll() is None and not ((out / "metrics.csv").is_file() and children(process.pid)):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 75 and "with --resume goes on" in said.splitlines()[-1], said
+    assert "Traceback" not in said and load_checkpoint(out / "checkpoint.pt")["history"]

@@ -1,8 +1,21 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from small_spaces import three_layers
+from torch import Tensor, nn
 
-from supernets.masking import channel_mask, masked_norm, masked_norm_activation
+from supernets.gumbel import gumbel_noise
+from supernets.masking import (
+    MaskPosition,
+    SynchronisedBatchNorm,
+    channel_mask,
+    masked_norm,
+    masked_norm_activation,
+    synchronised_norm,
+)
+from supernets.supergraph import Supergraph
 
 WIDTHS = [3, 5, 8]
 G = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -69,3 +82,40 @@ def test_one_hot_masks_are_exact_for_hswish_too() -> None:
     affine = masked_norm_activation(x, norm, mask, nn.Hardswish(), "affine")
     torch.testing.assert_close(affine, masked_norm_activation(x, norm, mask, nn.Hardswish(), "output"))
     assert affine[:, 5:].abs().max() == 0
+
+
+@pytest.mark.parametrize("position", ["affine", "output"])
+@pytest.mark.parametrize("shared", [{}, {"share_pointwise": True}, {"share_blocks": True}])
+def test_masks_are_exact_and_maps_small_under_autocast(position: MaskPosition, shared: dict[str, bool]) -> None:
+    """As on GPUs: feature maps in bfloat16 from layer to layer, what alpha's gradient goes through in float32."""
+    supergraph = Supergraph(three_layers(), 4, 3, seed=0, mask_position=position, **shared)
+    maps, masks = set[torch.dtype](), set[torch.dtype]()
+
+    def look(_: nn.Module, given: tuple[Any, ...], y: Tensor) -> None:
+        maps.add(y.dtype)
+        masks.update(part.dtype for part in given[1] if isinstance(part, Tensor))
+
+    for layer in supergraph.layers:
+        layer.register_forward_hook(look)
+    weights = supergraph.weights(1.0, gumbel_noise(len(supergraph.alpha), torch.Generator().manual_seed(0)))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = supergraph(torch.randn(4, 3, 16, 16), weights)
+    assert (maps, masks) == ({torch.bfloat16}, {torch.float32})
+    torch.autograd.backward(logits.float().square().sum())
+    assert supergraph.alpha.grad is not None and supergraph.alpha.grad.isfinite().all()
+
+
+def test_synchronised_norms_count_in_float32(tmp_path: Path) -> None:
+    """bfloat16 has no number between 4096 and 4128."""
+    x = torch.randn(1, 2, 63, 65, generator=torch.Generator().manual_seed(0)) + 1  # 4095 pixels
+    plain, norm = nn.BatchNorm2d(2), SynchronisedBatchNorm(2)
+    expected = plain(x.bfloat16().float())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        found = synchronised_norm(x.bfloat16(), norm, norm.weight, norm.bias)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(norm.running_mean, plain.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)

@@ -276,7 +276,7 @@ def _prepare(run: RunFolder, design: Design | None, watched: TreeRegularisation,
     if isinstance(design, Architecture):
         design.save(run.architecture)
     if penalty == "tree":
-        require_room(run.path, stored_bytes(len(watched.weights()), watched.config))
+        require_room(run.checkpoint, stored_bytes(len(watched.weights()), watched.config))
 
 
 def _measured(
