@@ -81,7 +81,7 @@ CASES = {
     ),
     "cifar10": Case(
         data="cifar10", space="cifar", budgets=("4M", "8M"), beside={TWO_SAMPLED: ("4M",)}, search={},
-        recipe="cifar10-small", epochs=8, images=12_800,
+        recipe="cifar10-small", epochs=8, images=12_800, searches_beside=1,
     ),
 }  # fmt: skip
 
@@ -217,6 +217,8 @@ class Study:
 
     def _search_seeds(self, kind: str) -> tuple[int, ...]:
         """Of all searches of a kind for a budget; one stands for all that seeds cannot change."""
+        if kind in self.case.beside:
+            return self.seeds[: self.case.searches_beside]
         return self.seeds[:1] if kind == BLIND else self.seeds
 
     def _trainings(self, contenders: Sequence[Contender]) -> list[Job]:
