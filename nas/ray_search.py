@@ -9,7 +9,7 @@ import csv
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from predictor.parallel import Cluster
 from recipes.datasets import resolve_data_dir
 from recipes.run_folder import METRICS, RunFolder
 from search_spaces.errors import Stopped, UserError, first_line
-from search_spaces.serialisation import require
+from search_spaces.serialisation import require, write_text_atomic
 from supernets.result import SearchResult, read_result
 
 POLL_SECONDS = 1.0
 RAY = "ray"  # folder in the run folder, of Ray's own files
+REFUSED = "refused.txt"  # in there: what was wrong with the input
 
 OnEpoch = Callable[[Mapping[str, str]], None]
 
@@ -129,10 +130,22 @@ def _require_resources(workers: Workers) -> None:
 
 
 def _work(task: dict[str, Any]) -> None:
-    """What a worker does, after Ray has set up the process group."""
+    """What a worker does, after Ray has set up the process group.
+
+    Ray starts anew whatever raises, and would meet wrong input again: that is written down, and the worker ends well.
+    """
     given = dict(task)
     torch.set_num_threads(given.pop("threads"))
-    search(given.pop("space"), given.pop("data"), resume=True, **given)
+    refused = Path(given["out"]) / RAY / REFUSED
+    if refused.exists():
+        return
+    try:
+        search(given.pop("space"), given.pop("data"), resume=True, **given)
+    except UserError as error:
+        with suppress(UserError):  # the disk may be full
+            write_text_atomic(refused, str(error))
+            return
+        raise
 
 
 def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
@@ -152,6 +165,8 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
         num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=_resources(workers)
     )
     failures = train.FailureConfig(max_failures=workers.retries)
+    refused = folder / RAY / REFUSED
+    refused.unlink(missing_ok=True)
     for left in reversed(range(workers.retries + 1)):
         trainer = TorchTrainer(
             _work,
@@ -162,7 +177,6 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
         )
         try:
             trainer.fit()
-            return
         except SystemExit as error:  # Ray's own handler of SIGTERM
             raise Stopped("stopped by a SIGTERM") from error
         except train.ControllerError as error:
@@ -170,12 +184,22 @@ def _train(task: dict[str, Any], workers: Workers, folder: Path) -> None:
             if not left or not isinstance(error.controller_failure, RayActorError):
                 raise Stopped(first_line(error.controller_failure)) from error
         except train.TrainingFailedError as error:
+            _require_input(refused)
             failed = sorted(getattr(error, "worker_failures", {}).items())
             said = [failure for _, failure in failed if isinstance(failure, UserError)]
             if said:
                 raise UserError(str(said[0])) from error
             reasons = [f"worker {rank}: {first_line(failure)}" for rank, failure in failed]
             raise Stopped("; ".join(reasons) or first_line(error)) from error
+        else:
+            _require_input(refused)
+            return
+
+
+def _require_input(refused: Path) -> None:
+    """Say what a worker has written there, if one has."""
+    if refused.exists():
+        raise UserError(refused.read_text(encoding="utf-8"))
 
 
 def _resources(workers: Workers) -> dict[str, float]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import spaces_for_workers
+import torch
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
 from nas.cli.main import run
-from nas.ray_search import Workers, _train, ray_search
+from nas.ray_search import Workers, _train, _work, ray_search
 from search_spaces.errors import Stopped, UserError
 
 SPACE = "spaces_for_workers:tiny"
@@ -110,6 +111,30 @@ def test_a_sigterm_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
     with pytest.raises(Stopped, match="SIGTERM"):
+        _train({}, Workers(count=2), tmp_path)
+
+
+def test_wrong_input_is_met_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would start anew whoever raises."""
+    searched: list[int] = []
+
+    def search(*_: object, **__: object) -> None:
+        searched.append(1)
+        raise UserError("the loss is nan")
+
+    def fit(_: object) -> None:
+        for _ in range(2):  # of two workers the second one comes too late
+            _work({"out": str(tmp_path), "threads": torch.get_num_threads(), "space": "digits", "data": "digits"})
+
+    monkeypatch.setattr("nas.ray_search.search", search)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+    (tmp_path / "ray").mkdir()
+    for times in (1, 2):  # what an attempt before has left there counts no more
+        with pytest.raises(UserError, match="the loss is nan"):
+            _train({}, Workers(count=2), tmp_path)
+        assert len(searched) == times
+    monkeypatch.setattr("nas.ray_search.write_text_atomic", search)  # a full disk
+    with pytest.raises(UserError, match="the loss is nan"):
         _train({}, Workers(count=2), tmp_path)
 
 
