@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from recipes.checkpoint import load_checkpoint, save_checkpoint
-from recipes.distributed import Ranks, SharedError, average_buffers, from_main, joined, mean_over_ranks, share_gradients
+from recipes.distributed import (
+    Ranks,
+    SharedError,
+    average_buffers,
+    from_main,
+    joined,
+    mean_over_ranks,
+    share_gradients,
+    shared_errors,
+)
 from recipes.evaluation import Evaluation, evaluate, evaluation_mode
 from recipes.interruption import Interruption
 from recipes.optim import build_ema, build_optimizer, set_lr
@@ -192,7 +201,7 @@ class _Training:
         self.state = TrainState(model=model, recipe=recipe, steps=steps)
         self.history: list[dict[str, float]] = []
         self.parallel = share_gradients(model, place)
-        self.interruption = Interruption()
+        self.interruption, self.stopping = Interruption(), False
 
     @property
     def stateful(self) -> list[Stateful]:
@@ -210,7 +219,8 @@ class _Training:
             stored = load_checkpoint(run.checkpoint)
         stored = from_main(stored, self.place)
         if stored is not None:
-            self.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
+            with shared_errors():
+                self.restore(stored, "the checkpoint" if run is None else str(run.checkpoint))
         if run is not None:
             if stored is not None:
                 logger.info("resuming %s after epoch %d", run.path, self.epochs_done)
@@ -223,12 +233,13 @@ class _Training:
         self.model.train()
         state.epoch, losses = epoch, 0.0
         batches = _epoch_batches(train, self.recipe, self.resolution, self.seed, epoch, self.place)
+        of_all = min(self.recipe.batch_size * self.place.nodes, len(train))  # images a step
         for state.step, (images, labels) in enumerate(batches):
-            self.step(images, labels)
+            self.step(images, labels, share=len(labels) * self.place.world / of_all)
             losses += state.loss
             for callback in self.callbacks:
                 callback.on_step_end(state)
-            if self.interruption.asked:
+            if self.stopping if self.place.world > 1 else self.interruption.asked:
                 raise Stopped(f"stopped in epoch {epoch + 1} of {self.recipe.last_epoch}")
         row: dict[str, float] = {"epoch": epoch, "lr": state.lr, "train_loss": losses / state.steps}
         evaluation = None
@@ -251,8 +262,14 @@ class _Training:
             save_checkpoint(run.checkpoint, self.checkpoint())
         return evaluation
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """One optimizer step on images `(b, c, r, r)` and labels `(b,)`."""
+    def step(self, images: Tensor, labels: Tensor, *, share: float) -> None:
+        """One optimizer step on images `(b, c, r, r)` and labels `(b,)`; all processes learn whether one was asked to stop.
+
+        Args:
+            images: of this process.
+            labels: theirs.
+            share: of the step's images, relative to as many for each process: their mean weighs all processes alike.
+        """
         state, recipe = self.state, self.recipe
         progress = (state.epoch + state.step / state.steps) / recipe.epochs
         state.lr = recipe.lr * self.place.nodes * lr_factor(recipe, progress)
@@ -264,8 +281,10 @@ class _Training:
             images, targets = mixup(images, targets, self.classes, weight, torch.as_tensor(partners).to(self.device))
         with _seeded(stream_seed(self.seed, "torch", state.epoch, state.step, *self.place.key()), self.device):
             with torch.autocast(self.device.type, enabled=self.amp):
-                loss = self.loss(self.parallel, images, targets, progress)
-            state.loss = float(mean_over_ranks(loss.detach(), self.place))  # not finite on one is so on all
+                loss = share * self.loss(self.parallel, images, targets, progress)
+            told = torch.stack([loss.detach(), loss.new_tensor(float(self.interruption.asked))])
+            state.loss, asked = mean_over_ranks(told, self.place).tolist()  # not finite on one is so on all
+            self.stopping = asked > 0
             if not math.isfinite(state.loss):
                 self.diverged(f"the loss is {state.loss}")
             self.optimizer.zero_grad(set_to_none=True)

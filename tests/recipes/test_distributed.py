@@ -42,9 +42,10 @@ def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
 
 
-def test_two_processes_do_what_one_does(stored: list[dict[str, Any]]) -> None:
-    alone = two_processes.train_plain()
-    for state, history in (ranked["plain"] for ranked in stored):
+@pytest.mark.parametrize(("kind", "batch_size"), [("plain", 16), ("odd", 15)])
+def test_two_processes_do_what_one_does(kind: str, batch_size: int, stored: list[dict[str, Any]]) -> None:
+    alone = two_processes.train_plain(batch_size)
+    for state, history in (ranked[kind] for ranked in stored):
         for name, tensor in alone.model.state_dict().items():
             torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-12)
         for row, expected in zip(without_time(history), without_time(list(alone.history)), strict=True):
@@ -59,6 +60,11 @@ def test_processes_stay_equal(stored: list[dict[str, Any]], kind: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert without_time(its_history) == without_time(other_history)
     assert len(its_history) == (1 if kind == "stopped" else 3)
+
+
+def test_all_stop_where_one_is_asked_to(stored: list[dict[str, Any]]) -> None:
+    """Else the others would wait in a step for the one that has left."""
+    assert [ranked["asked"] for ranked in stored] == [(0, 3), (0, 3)]
 
 
 def test_a_restart_repeats_to_the_bit(stored: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Started by torchrun in test_distributed.py: trains in every process and stores what each ends with."""
 
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from recipes.recipe import Recipe
 from recipes.run_folder import RunFolder
 from recipes.tensor_source import TensorSource
 from recipes.trainer import FitResult, TrainState, fit
+from search_spaces.errors import Stopped
 
 RECIPE = Recipe(
     name="both", epochs=3, batch_size=16, lr=0.05, schedule="cosine", weight_decay=1e-3, ema=True, ema_decay=0.9,
@@ -64,6 +66,20 @@ class StopWell(StopAfter):
         state.stop = True
 
 
+class AskOne:
+    """A SIGTERM to the second process alone, after the third step."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.seen = rank, (-1, -1)
+
+    def on_step_end(self, state: TrainState) -> None:
+        self.seen = (state.epoch, state.step)
+        if self.rank == 1 and self.seen == (0, 2):
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_epoch_end(self, state: TrainState) -> None: ...
+
+
 class InDouble(TensorSource):
     """Images in float64, so that the order of summation does not show."""
 
@@ -78,9 +94,10 @@ def in_double(n: int, seed: int) -> TensorSource:
     return made
 
 
-def train_plain() -> FitResult:
+def train_plain(batch_size: int = 16) -> FitResult:
     """In float64 on 100 images: an uneven last batch in evaluation, 6 steps an epoch."""
-    return fit(plain_network().double(), in_double(100, 1), in_double(33, 2), RECIPE, resolution=8, seed=3)
+    recipe = RECIPE.replace(batch_size=batch_size)
+    return fit(plain_network().double(), in_double(100, 1), in_double(33, 2), recipe, resolution=8, seed=3)
 
 
 def main(folder: Path) -> None:
@@ -90,6 +107,12 @@ def main(folder: Path) -> None:
     with process_group(torch.device("cpu"), place):
         result = train_plain()
         stored["plain"] = (result.model.state_dict(), list(result.history))
+        result = train_plain(batch_size=15)  # one process has an image more
+        stored["odd"] = (result.model.state_dict(), list(result.history))
+        asked = AskOne(place.rank)
+        with suppress(Stopped):
+            fit(plain_network(), source(100, 1), None, RECIPE, resolution=8, seed=3, callbacks=[asked])
+        stored["asked"] = asked.seen
         result = fit(norm_network(), source(100, 1), source(33, 2), NOISY, resolution=8, seed=3)
         stored["norm"] = (result.model.state_dict(), list(result.history))
         run = RunFolder(folder / "run", {"a": 1}, seed=3, resume=True) if place.main else None
