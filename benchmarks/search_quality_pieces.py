@@ -60,7 +60,6 @@ class Case:
         space: that is searched.
         budgets: upper limits of FLOPs.
         beside: kinds of searches that are shown beside plain and blind ones, with the budgets they are made for.
-        searches_beside: of such a kind for a budget; None: as many as plain ones.
         search: changes to the data set's search settings.
         recipe: name of the recipe that trains all.
         epochs: of a training.
@@ -75,7 +74,6 @@ class Case:
     recipe: str
     epochs: int
     images: int | None
-    searches_beside: int | None = None
 
     def settings(self, kind: str) -> dict[str, Any]:
         """Changes to the data set's search settings in a kind of search."""
