@@ -15,7 +15,7 @@ def demo_command(
     flops: Annotated[str, typer.Option("--flops", help="budget")] = "0.2M",
     seed: Seed = 0,
     epochs: Annotated[int | None, typer.Option("--epochs", help="of the search")] = None,
-    train_epochs: Annotated[int | None, typer.Option("--train-epochs", help="of each training")] = None,
+    train_epochs: Annotated[int | None, typer.Option("--train-epochs", help="of each training; default 30")] = None,
 ) -> None:
     """The whole way on scikit-learn's digits: search, retrain, export, and compare with random networks."""
     import torch
