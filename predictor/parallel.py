@@ -148,6 +148,8 @@ class Cluster:
         self.handler = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own and leaves it behind
 
     def __enter__(self) -> None:
+        if self.address is not None:
+            _use_token()
         import ray
 
         if ray.is_initialized():
@@ -178,6 +180,16 @@ class Cluster:
             ray.shutdown()
             if self.handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self.handler)
+
+
+def _use_token() -> None:
+    """Show a cluster the token that Ray keeps here: given an address, Ray 2.60 does so only where it is told to.
+
+    Ray reads this when it is imported; a cluster without tokens does not mind.
+    """
+    kept = Path.home() / ".ray" / "auth_token"
+    if kept.is_file() or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _require_answer(address: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 
 import predictor.parallel
-from predictor.parallel import Resources, run_jobs
+from predictor.parallel import Cluster, Resources, run_jobs
 from search_spaces.errors import UserError
 
 
@@ -129,3 +129,21 @@ def test_no_jobs_start_nothing(tmp_path: Path) -> None:
 def test_wrong_resources(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         Resources(**change)
+
+
+@pytest.mark.parametrize(
+    ("kept", "mode", "expected"), [(True, None, "token"), (True, "disabled", "disabled"), (False, None, None)]
+)
+def test_a_cluster_is_shown_the_token_that_ray_keeps(
+    kept: bool, mode: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("RAY_AUTH_MODE", mode or "")):
+        monkeypatch.setenv(name, value)
+    if mode is None:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+    if kept:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0123")
+    with pytest.raises(UserError, match="does not answer"), Cluster("127.0.0.1:9"):
+        pass
+    assert os.environ.get("RAY_AUTH_MODE") == expected
