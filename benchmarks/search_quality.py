@@ -282,7 +282,8 @@ def summary_of(budget: str, networks: Sequence[Mapping[str, Any]]) -> dict[str, 
         if kind != SEARCHED:
             gain = searched.mean() - others.mean()
             error = math.hypot(standard_error(found[SEARCHED]), standard_error(others))
-            line |= {kind: others.mean(), f"gain_over_{kind}": gain, f"gain_over_{kind}_se": error}
+            column = kind.replace(" ", "_")
+            line |= {column: others.mean(), f"gain_over_{column}": gain, f"gain_over_{column}_se": error}
     return line
 
 
