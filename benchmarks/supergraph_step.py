@@ -5,7 +5,8 @@ candidate block of every layer, as wide as its widest option and without masks, 
 forward and backward, plus stem and last stage: what the same work takes without a supergraph. `largest network` is a step of
 the network of all widest options at the largest resolution. Variants run in turn, in rounds; ratios are within a round, and
 their median is reported. `alpha_over_weights`: the step in which alpha learns, relative to that of the weights. A second table
-(supergraph_step_operators.csv) has the operators that one more step of the plain setting spends its time in.
+(supergraph_step_operators.csv) has the operators that a step of the plain setting spends its time in; it is measured first,
+before the heap is in pieces.
 
     python -m benchmarks.supergraph_step
     python -m benchmarks.supergraph_step --device cuda --resolutions 128,160,192,224 --batch 64 --compile
@@ -269,17 +270,17 @@ def main() -> None:
         **SETTINGS, **(MORE_RESOLUTIONS if len(sides) > 1 else {}), **(COMPILED if arguments.compile else {})
     }  # fmt: skip
     device = torch.device(arguments.device)
-    steps, network_step = prepared_steps(space, settings, arguments.batch, device, arguments.seed)
-    blocks = list(blocks_alone(space, arguments.batch, device))
-    lines = measure(steps, network_step, blocks, arguments.rounds, device)
     facts = {
         "space": arguments.space, "resolutions": arguments.resolutions, "batch": arguments.batch,
         "rounds": arguments.rounds, "device": arguments.device, "seed": arguments.seed,
     }  # fmt: skip
     name = "supergraph_step" if arguments.device == "cpu" else f"supergraph_step_{arguments.device.partition(':')[0]}"
-    write_table([{**line, **facts} for line in lines], arguments.out / f"{name}.csv")
+    steps, network_step = prepared_steps(space, settings, arguments.batch, device, arguments.seed)
     taken = operators(steps[ALL], device)
     write_table([{**line, **facts} for line in taken], arguments.out / f"{name}_operators.csv")
+    blocks = list(blocks_alone(space, arguments.batch, device))
+    lines = measure(steps, network_step, blocks, arguments.rounds, device)
+    write_table([{**line, **facts} for line in lines], arguments.out / f"{name}.csv")
 
 
 if __name__ == "__main__":
