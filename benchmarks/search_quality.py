@@ -2,9 +2,9 @@
 
 For every budget and seed: the searched network; one found by the same search whose alpha follows the budget alone (`blind`:
 neither seeds nor images change it, so one short search stands for all); random networks of the same space in [0.9, 1] of the
-budget; MobileNetV2 and MobileNetV3-Small scaled to it. On digits, where every block type has weights of its own, also a search
-that samples two of them a layer. All are trained from scratch with one recipe, the same images and all seeds, and compared on
-the test images. Searching sees training images only.
+budget; MobileNetV2 and MobileNetV3-Small scaled to it. Some budgets also have a search that samples two block types a layer
+(which saves time on digits alone, where every type has weights of its own). All are trained from scratch with one recipe, the
+same images and all seeds, and compared on the test images. Searching sees training images only.
 search_quality_DATA.csv has a line a network, search_quality_DATA_summary.csv one a budget: ``gain`` is the searched networks'
 mean accuracy minus that of the others, with its standard error (over networks; over trainings where a kind has one network);
 ``rank`` a searched network's among the random ones by mean accuracy, 1 for the best, by seed of the search.
@@ -80,7 +80,7 @@ CASES = {
         recipe="digits", epochs=30, images=None,
     ),
     "cifar10": Case(
-        data="cifar10", space="cifar", budgets=("4M", "8M"), beside={}, search={},
+        data="cifar10", space="cifar", budgets=("4M", "8M"), beside={TWO_SAMPLED: ("4M",)}, search={},
         recipe="cifar10-small", epochs=8, images=12_800,
     ),
 }  # fmt: skip

@@ -42,7 +42,7 @@ SEARCHED, BLIND, TWO_SAMPLED = "searched", "blind", "two sampled"
 SEARCHES: dict[str, dict[str, Any]] = {
     SEARCHED: {},
     BLIND: {"alpha_loss": False},
-    TWO_SAMPLED: {"share_blocks": False, "sample": "two"},
+    TWO_SAMPLED: {"sample": "two"},
 }
 PART = 8  # of the images of a blind search
 # How networks follow from alpha; to be raised when that changes, so that the study searches anew.

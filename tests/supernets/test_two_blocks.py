@@ -66,8 +66,9 @@ def test_only_two_types_run_and_learn() -> None:
         assert {index for index, value in enumerate(gradient.tolist()) if abs(value) > 1e-12} == chosen
 
 
-def test_the_mixture_is_that_of_the_renormalised_weights() -> None:
-    supergraph = Supergraph(space(), 5).double().eval()
+@pytest.mark.parametrize("shared", [{}, {"share_pointwise": True}, {"share_blocks": True}])
+def test_the_mixture_is_that_of_the_renormalised_weights(shared: dict[str, bool]) -> None:
+    supergraph = Supergraph(space(), 5, **shared).double().eval()
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     noise = gumbel_noise(len(supergraph.alpha), torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -76,6 +77,8 @@ def test_the_mixture_is_that_of_the_renormalised_weights() -> None:
         plain = supergraph(images, {k: keep_two(w) if k in blocks else w for k, w in weights.items()})
         supergraph.sample_two = True
         torch.testing.assert_close(supergraph(images, weights), plain, rtol=0, atol=0)
+        supergraph.sample_two = False
+        assert not torch.allclose(supergraph(images, weights), plain)
 
 
 def test_norms_that_wait_for_other_processes_need_the_same_draws() -> None:
