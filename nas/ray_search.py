@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from nas.loading import YAML_SUFFIXES
 from nas.searching import prepare, search
 from predictor.parallel import Cluster
 from recipes.datasets import resolve_data_dir
+from recipes.distributed import SharedError
 from recipes.run_folder import METRICS, RunFolder
 from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.serialisation import require, write_text_atomic
@@ -132,7 +134,8 @@ def _require_resources(workers: Workers) -> None:
 def _work(task: dict[str, Any]) -> None:
     """What a worker does, after Ray has set up the process group.
 
-    Ray starts anew whatever raises, and would meet wrong input again: that is written down, and the worker ends well.
+    Ray starts anew whatever raises, and would meet wrong input again: that is written down, and the worker ends well. Where it
+    alone has met it, it raises all the same, since the others wait for it; started anew, all end.
     """
     given = dict(task)
     torch.set_num_threads(given.pop("threads"))
@@ -141,10 +144,12 @@ def _work(task: dict[str, Any]) -> None:
         return
     try:
         search(given.pop("space"), given.pop("data"), resume=True, **given)
-    except UserError as error:
+    except (UserError, torch.OutOfMemoryError) as error:
+        said = str(error) if isinstance(error, UserError) else "out of memory; try a smaller --batch-size"
         with suppress(UserError):  # the disk may be full
-            write_text_atomic(refused, str(error))
-            return
+            write_text_atomic(refused, said)
+            if isinstance(error, SharedError) or not dist.is_initialized():
+                return
         raise
 
 

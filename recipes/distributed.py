@@ -7,6 +7,8 @@ for batch norms, whose statistics are those of each process's images unless they
 
 import functools
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.serialisation import require
+
+POLL_SECONDS = 0.05  # between looks for process 0
 
 
 class SharedError(UserError):
@@ -156,11 +160,45 @@ def process_group(device: torch.device, place: Ranks) -> Iterator[None]:
 def _join(backend: str, place: Ranks) -> None:
     """Start the process group that the environment describes."""
     store, rank, world = next(dist.rendezvous("env://", place.rank, place.world))  # type: ignore[attr-defined]
-    # What an attempt that died, or the group of a search before, has left in the store would be taken for the present one's.
-    attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    group = store.add(f"{attempt}, groups of process {rank}", 1)
-    store = dist.PrefixStore(f"{attempt}, group {group}", store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"group {meet(store, rank, world)}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def meet(store: dist.Store, rank: int, world: int) -> str:  # type: ignore[name-defined]
+    """A name for a group of the processes that are here now, the same for all of them and new every time.
+
+    The store outlives a group, and attempts of a job: what others have left in it must not be taken for the present one's.
+    Counting does not tell them apart: machines that a failure has not touched start anew without a count. So process 0
+    announces a name, and every other one a word of its own, which process 0 has to repeat under that name.
+
+    Args:
+        store: that all processes share.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        RuntimeError: the others did not come within the store's timeout.
+    """
+    others = range(1, world)
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("group", name)
+        store.wait([f"{name} here {other}" for other in others], store.timeout)
+        for other in others:
+            store.set(f"{name} met {other}", store.get(f"{name} here {other}").decode())
+        return name
+    word, name = uuid.uuid4().hex, ""
+    until = time.monotonic() + store.timeout.total_seconds()
+    while time.monotonic() < until:
+        announced = store.get("group").decode()
+        if announced != name:
+            name = announced
+            store.set(f"{name} here {rank}", word)
+        met = f"{name} met {rank}"
+        if store.check([met]) and store.get(met).decode() == word:
+            return name
+        time.sleep(POLL_SECONDS)
+    raise RuntimeError(f"process {rank} has waited {store.timeout.total_seconds():.0f} s for process 0")
 
 
 def _require_even(place: Ranks) -> None:

@@ -89,7 +89,8 @@ def search(
             a disk too full for checkpoints.
         Stopped: a SIGTERM came; with a run, everything is saved.
     """
-    require(checkpoint_minutes > 0, f"checkpoint_minutes must be > 0, got {checkpoint_minutes}")
+    with shared_errors():
+        require(checkpoint_minutes > 0, f"checkpoint_minutes must be > 0, got {checkpoint_minutes}")
     searching = Searching(
         space, train, budget, config, num_classes=num_classes, in_channels=in_channels, counted_classes=counted_classes,
         device=torch.device(device),

@@ -15,6 +15,7 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
 from nas.cli.main import run
 from nas.ray_search import Workers, _train, _work, ray_search
+from recipes.distributed import SharedError
 from search_spaces.errors import Stopped, UserError
 
 SPACE = "spaces_for_workers:tiny"
@@ -136,6 +137,30 @@ def test_wrong_input_is_met_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("nas.ray_search.write_text_atomic", search)  # a full disk
     with pytest.raises(UserError, match="the loss is nan"):
         _train({}, Workers(count=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "raises"),
+    [
+        (UserError("no such folder"), "no such folder", True),  # the others wait for this worker: Ray has to end them
+        (SharedError("the loss is nan"), "the loss is nan", False),
+        (torch.OutOfMemoryError("Tried to allocate 20 GiB"), "out of memory; try a smaller --batch-size", True),
+    ],
+)
+def test_a_worker_alone_with_wrong_input_keeps_no_one_waiting(
+    error: Exception, told: str, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nas.ray_search.search", search)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    (tmp_path / "ray").mkdir()
+    task = {"out": str(tmp_path), "threads": torch.get_num_threads(), "space": "digits", "data": "digits"}
+    with pytest.raises(type(error)) if raises else nullcontext():
+        _work(task)
+    assert (tmp_path / "ray" / "refused.txt").read_text() == told
+    _work(task)  # started anew it ends
 
 
 def test_wrong_workers() -> None:

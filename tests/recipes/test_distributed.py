@@ -4,16 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import two_processes
+from torch import distributed as dist
 
 from recipes import distributed
-from recipes.distributed import Ranks, SharedError, own_device, ranks
+from recipes.distributed import Ranks, SharedError, meet, own_device, ranks
 from recipes.trainer import checked_device
 from search_spaces.errors import Stopped, UserError
 
@@ -166,3 +169,36 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
         if error is not None:
             raise error
     assert calls == ["join", "destroy"] if taken_down else calls == ["join"]
+
+
+def test_processes_meet_whatever_others_have_left() -> None:
+    """Three processes, as threads: after attempts that died on the way, and one group after the other."""
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+    with ThreadPoolExecutor(3) as pool:
+
+        def group(late: int) -> set[str]:
+            """The names that each finds, one process later than the others."""
+            first = [pool.submit(meet, store, rank, 3) for rank in range(3) if rank != late]
+            with pytest.raises(TimeoutError):
+                first[0].result(timeout=0.3)
+            last = pool.submit(meet, store, late, 3)
+            return {process.result(timeout=10) for process in (*first, last)}
+
+        store.set("group", "died")  # process 0 of an attempt, with one process that it met and one that it did not
+        store.set("died here 1", "gone")
+        store.set("died met 1", "gone")
+        store.set("died here 2", "gone")
+        names = [group(late) for late in (0, 1, 2)]
+    assert all(len(name) == 1 for name in names)
+    assert len(set.union(*names, {"died"})) == 4
+
+
+def test_processes_do_not_wait_for_ever() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.3))
+    for rank in (1, 0):
+        with pytest.raises(RuntimeError):
+            meet(store, rank, 2)
+    with pytest.raises(RuntimeError, match="has waited"):
+        meet(store, 1, 2)  # process 0 announced a group and went
