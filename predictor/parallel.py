@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from search_spaces.errors import UserError, first_line
+from search_spaces.errors import Stopped, UserError, first_line
 from search_spaces.serialisation import require
 
 Job = Mapping[str, Any]  # plain values; "id" tells jobs apart
@@ -74,6 +74,7 @@ def run_jobs(
 
     Raises:
         UserError: the address does not answer, or a job asks for more than there is.
+        Stopped: a signal has ended Tune.
     """
     left = {job["id"]: job for job in jobs}
     running: dict[Any, Job] = {}
@@ -102,6 +103,9 @@ def run_jobs(
                 for job in list(running.values()):
                     settled(failed, job, f"Ray ended it: {reason}")
                 concurrent, stuck = resources.concurrent, 0
+        else:
+            if left:  # Tune does so at a SIGUSR1
+                raise Stopped(f"stopped with {len(left)} trainings to do")
 
 
 def _is_of_ray(error: RuntimeError) -> bool:
@@ -159,6 +163,9 @@ class Cluster:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints tables whatever its verbosity
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault(
+            "TUNE_DISABLE_SIGINT_HANDLER", "1"
+        )  # Tune ends well at the first Ctrl-C, as if all were done
         options: dict[str, Any] = {}
         if self.address is None:  # workers find what this process finds: a clone, a user's own modules
             paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -229,6 +236,24 @@ def _tune(
         else:
             tune.report({RESULT: result})
 
+    broken: list[Exception] = []  # Tune would take what `done` and `failed` raise for a failure of the training
+
+    def told(tell: Callable[[Job, Any], None], job: Job, outcome: Any) -> None:
+        if not broken:
+            try:
+                tell(job, outcome)
+            except Exception as error:
+                broken.append(error)
+
+    class Broken(tune.Stopper):
+        """Ends all where a result cannot be handed over."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return bool(broken)
+
     class Watch(tune.Callback):
         """Hands results over as they come."""
 
@@ -238,12 +263,12 @@ def _tune(
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             job, last = trial.config["job"], trial.last_result
             if RESULT in last:
-                done(job, last[RESULT])
+                told(done, job, last[RESULT])
             else:
-                failed(job, str(last.get(FAILURE, "it ended without a result")))
+                told(failed, job, str(last.get(FAILURE, "it ended without a result")))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            failed(trial.config["job"], _last_line(trial))
+            told(failed, trial.config["job"], _last_line(trial))
 
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by `failed`
@@ -252,11 +277,13 @@ def _tune(
         param_space={"job": tune.grid_search([dict(job) for job in jobs])},
         tune_config=tune.TuneConfig(max_concurrent_trials=resources.concurrent),
         run_config=tune.RunConfig(
-            name="ray", storage_path=str(folder.absolute()), verbose=0, callbacks=[Watch()],
+            name="ray", storage_path=str(folder.absolute()), verbose=0, callbacks=[Watch()], stop=Broken(),
             failure_config=tune.FailureConfig(max_failures=resources.retries),
         ),
     )  # fmt: skip
     tuner.fit()
+    if broken:
+        raise broken[0]
 
 
 def _last_line(trial: Any) -> str:

@@ -73,7 +73,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _complain(" ".join([str(error), *notes]), alone=bool(notes))
     except Stopped as error:
         if is_main_process():
-            print(f"nas: {error}; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
+            print(f"nas: {error}; the same command goes on, with --resume where it has that", file=sys.stderr)  # noqa: T201
         return RESUMABLE
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
@@ -109,7 +109,7 @@ def _value_given(error: Exception, arguments: list[str]) -> str:
 
 
 def _interrupted() -> int:
-    print("nas: interrupted; a run goes on with --resume", file=sys.stderr)  # noqa: T201
+    print("nas: interrupted; the same command goes on, with --resume where it has that", file=sys.stderr)  # noqa: T201
     return INTERRUPTED
 
 

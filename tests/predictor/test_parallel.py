@@ -11,7 +11,7 @@ from ray.exceptions import OutOfMemoryError
 
 import predictor.parallel
 from predictor.parallel import Cluster, Resources, run_jobs
-from search_spaces.errors import UserError
+from search_spaces.errors import Stopped, UserError
 
 
 def work(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -50,6 +50,37 @@ def test_every_job_is_settled_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a training asks for 1000 GPUs, Ray has 0"):
         run_jobs(
             jobs[:1], work, resources=Resources(gpus_per_trial=1000), folder=tmp_path,
+            done=lambda job, result: None, failed=lambda job, error: None,
+        )  # fmt: skip
+
+
+def test_what_cannot_be_recorded_ends_all_and_is_no_failure_of_a_training(tmp_path: Path) -> None:
+    marks, told = tmp_path / "marks", list[int]()
+    marks.mkdir()
+    jobs = [{"id": number, "fate": "fine", "folder": str(marks)} for number in range(3)]
+
+    def full(job: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        told.append(job["id"])
+        raise UserError("no space left")
+
+    with pytest.raises(UserError, match="no space left"):
+        run_jobs(
+            jobs, work, resources=Resources(concurrent=1), folder=tmp_path,
+            done=full, failed=lambda job, error: told.append(-1),
+        )  # fmt: skip
+    assert told == [0] and not list(marks.glob("0-1"))
+
+
+def test_a_tune_that_ends_before_all_is_done_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(jobs: list[Any], *others: Any) -> None:
+        others[3](jobs[0], {"seconds": 1.0})
+
+    monkeypatch.setattr(predictor.parallel, "_attempt", attempt)
+    with pytest.raises(Stopped, match="stopped with 2 trainings to do"):
+        run_jobs(
+            [{"id": number} for number in range(3)], work, resources=Resources(), folder=tmp_path,
             done=lambda job, result: None, failed=lambda job, error: None,
         )  # fmt: skip
 

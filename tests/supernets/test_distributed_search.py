@@ -260,5 +260,5 @@ def test_a_signal_to_all_processes_of_a_job_saves_too(tmp_path: Path) -> None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         _, said = process.communicate(timeout=120)
-    assert process.returncode == 75 and "with --resume goes on" in said.splitlines()[-1], said
+    assert process.returncode == 75 and "the same command goes on, with --resume" in said.splitlines()[-1], said
     assert "Traceback" not in said and load_checkpoint(out / "checkpoint.pt")["history"]
