@@ -163,9 +163,7 @@ class Cluster:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints tables whatever its verbosity
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault(
-            "TUNE_DISABLE_SIGINT_HANDLER", "1"
-        )  # Tune ends well at the first Ctrl-C, as if all were done
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # else Ctrl-C ends Tune as if all were done
         options: dict[str, Any] = {}
         if self.address is None:  # workers find what this process finds: a clone, a user's own modules
             paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
