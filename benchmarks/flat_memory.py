@@ -9,7 +9,7 @@ and with those of the largest only (`SearchConfig.recompute_resolutions`). Ratio
 
 A step trains weights and alpha together. All variants take turns in one run.
 
-    python -m benchmarks.flat_memory
+    python -m benchmarks.flat_memory --figure docs/figures/flat_memory.svg
 """
 
 import statistics
@@ -42,7 +42,6 @@ CHANNELS, LAYERS, SIDE = 64, 4, 32
 RESOLUTIONS = (32, 40, 48, 56)  # a quarter of FBNetV2-F's
 CLASSES = 10
 MASKED, NAIVE, NNI = "masks", "one convolution an option", "NNI 3.0, Gumbel"
-FIGURE = Path("docs/figures/flat_memory.svg")
 
 
 class MaskedConvNorm(nn.Module):
@@ -231,13 +230,13 @@ def figure(channels: pd.DataFrame, resolutions: pd.DataFrame, path: Path) -> Non
 
 
 def main() -> None:
-    """Print and write both tables and the figure."""
+    """Print and write both tables, and the figure where it is asked for."""
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=8, help="images of a step of the channel options")
     options.add_argument("--resolution-batch", type=int, default=4, help="images of a step of the resolutions")
     options.add_argument("--rounds", type=int, default=8, help="turns of every variant")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
-    options.add_argument("--figure", type=Path, default=FIGURE)
+    options.add_argument("--figure", type=Path, default=None, help="an SVG of both tables")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     where: dict[str, Any] = {"rounds": arguments.rounds, "seed": arguments.seed}
@@ -250,7 +249,8 @@ def main() -> None:
         found = [row | {"batch": batch} | where for row in rows(batch, **where)]
         write_table(found, arguments.out / f"{name}.csv")
         tables[name] = pd.DataFrame(found)
-    figure(tables["flat_memory"], tables["flat_memory_resolutions"], arguments.figure)
+    if arguments.figure is not None:
+        figure(tables["flat_memory"], tables["flat_memory_resolutions"], arguments.figure)
 
 
 if __name__ == "__main__":
